@@ -1,0 +1,87 @@
+"""Attention, and the one place where its kernel is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .layers import Linear
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of q [b, h, n, d] over k and v [b, h, m, d], scaled by d^-0.5: [b, h, n, d]."""
+
+MAX_BATCH_HEADS = 65_535
+"""The largest batch × heads that GPU kernels take in one launch (the limit of a CUDA grid's y and z)."""
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's own kernels: flash, memory-efficient or plain, whatever suits device and type."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """xFormers' memory-efficient attention, which the originals use."""
+    from xformers.ops import memory_efficient_attention
+
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return memory_efficient_attention(q, k, v).transpose(1, 2)
+
+
+KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
+"""The attention kernels by name."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention, over the input itself or over a context.
+
+    Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762).
+    """
+
+    kernel: Kernel = staticmethod(sdpa)
+
+    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads = heads
+        self.to_q = Linear(dim, inner, bias=False)
+        self.to_k = Linear(context_dim, inner, bias=False)
+        self.to_v = Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, dim))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: [b, n, dim]; context: [b, m, context_dim], x itself if None. Returns [b, n, dim]."""
+        context = x if context is None else context
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        rows = max(MAX_BATCH_HEADS // self.heads, 1)
+        if len(q) <= rows:
+            out = self.kernel(q, k, v)
+        else:
+            out = torch.cat([self.kernel(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows))])
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+def use_kernel(network: nn.Module, name: str) -> nn.Module:
+    """Makes every :class:`Attention` in ``network`` use the kernel of that name; returns the network.
+
+    Raises InputError for a name that is not in :data:`KERNELS` or whose package is not installed.
+    """
+    if name not in KERNELS:
+        raise InputError(f"attention={name!r} is not known; it can be {' or '.join(map(repr, KERNELS))}.")
+    if name == "xformers":
+        try:
+            import xformers.ops  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "attention='xformers' needs the package xformers: pip install modelscope-i2v[xformers]."
+            ) from error
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.kernel = KERNELS[name]
+    return network

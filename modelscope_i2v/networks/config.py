@@ -1,0 +1,79 @@
+"""What distinguishes one network of the family from another: data, no code and no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class STUNetConfig:
+    """One member of the ST-UNet family (:class:`modelscope_i2v.networks.stunet.STUNet`).
+
+    The defaults are the sizes that all the hub's checkpoints share; names follow the ``unet_*``
+    keys of the hub's ``configuration.json``.
+    """
+
+    in_dim: int = 4
+    out_dim: int = 4
+    dim: int = 320
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    attn_scales: tuple[float, ...] = (1.0, 0.5, 0.25)
+    num_heads: int = 8
+    """Heads of the temporal transformer behind the first convolution; the others have
+    ``channels // head_dim``."""
+    head_dim: int = 64
+    context_dim: int = 1024
+    dropout: float = 0.1
+    image_tokens: int = 0
+    """How many context tokens an MLP makes from a CLIP image embedding; 0: the context is text."""
+    image_dim: int = 1024
+    """Width of that image embedding."""
+    fps_embedding: bool = False
+    extra_rows: bool = False
+    """Downsampling pads two rows instead of one, and upsampling drops the first and last row:
+    heights are then ≡ 2 (mod 8) latents, as the video-to-video weights were trained (90 → 46 → 24
+    → 13 rows)."""
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest latent size not below ``height`` × ``width`` that survives all levels.
+
+        Sizes are in latent pixels. Anything else would meet a skip connection of another size.
+        """
+        step = 2 ** (len(self.dim_mult) - 1)
+        offset = 2 if self.extra_rows and step > 1 else 0
+        rows = max(height - offset, step if offset == 0 else 0)
+        return -(-rows // step) * step + offset, -(-width // step) * step
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of the KL autoencoder, by the names of the latent-diffusion ``ddconfig``.
+
+    The hub's files never carry them; the defaults are those of Stable Diffusion's autoencoder.
+    """
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    in_channels: int = 3
+    out_ch: int = 3
+    z_channels: int = 4
+    embed_dim: int = 4
+
+    @property
+    def factor(self) -> int:
+        """How many picture pixels a latent pixel is wide and high."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Which OpenCLIP network conditions the U-Net.
+
+    Either a name that open_clip knows, or, for small models of one's own, open_clip's own
+    configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``).
+    """
+
+    architecture: str = "ViT-H-14"
+    custom: dict = field(default_factory=dict, hash=False)

@@ -1,0 +1,93 @@
+"""Layers that take care of their own precision.
+
+A network whose weights were cast to fp16 or bf16 computes as under PyTorch's autocast: layers with
+matrix work cast their input to their weight's type, norms and activations compute in fp32. In fp32
+every cast below is a no-op and the layers are PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that casts its input to the weight's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` that casts its input to the weight's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class Conv3d(nn.Conv3d):
+    """``nn.Conv3d`` that casts its input to the weight's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class Pointwise(nn.Conv1d):
+    """A 1×1 ``Conv1d`` as the files have it, applied to the last dimension: [..., c] → [..., o]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight.squeeze(-1), self.bias)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm with 32 groups, computed and returned in fp32."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(32, channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last dimension, computed and returned in fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+def keeps_float32(module: nn.Module) -> bool:
+    """Whether a module's own parameters stay fp32 when a network is cast to fp16 or bf16.
+
+    That is what the layers above count on: norms compute in the type of their weights.
+    """
+    return isinstance(module, (nn.GroupNorm, nn.LayerNorm))
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Casts a network in place, its norms excepted (see :func:`keeps_float32`)."""
+    for part in module.modules():
+        wanted = torch.float32 if keeps_float32(part) else dtype
+        for parameter in part.parameters(recurse=False):
+            parameter.data = parameter.data.to(wanted)
+    return module
+
+
+def sinusoidal_embedding(positions: Tensor, dim: int) -> Tensor:
+    """Cosines, then sines, of ``positions`` [b] at ``dim`` // 2 frequencies from 1 to 1/10000: [b, dim].
+
+    "Attention Is All You Need" (arXiv:1706.03762), section 3.5, in the order of the originals.
+    """
+    half = dim // 2
+    exponents = -torch.arange(half, device=positions.device, dtype=torch.float32) / half
+    angles = torch.outer(positions.float(), torch.pow(10000, exponents))
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
+
+
+def embedding_mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    """The two-layer perceptron that all of the family's embeddings share."""
+    return nn.Sequential(Linear(in_dim, hidden_dim), nn.SiLU(), Linear(hidden_dim, out_dim))

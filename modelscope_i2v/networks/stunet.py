@@ -1,0 +1,139 @@
+"""The one denoising network of all the tasks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import (
+    Conditioning,
+    Downsample,
+    InputConv,
+    ResBlock,
+    SpatialTransformer,
+    Stage,
+    TemporalTransformer,
+    Upsample,
+    fold,
+    unfold,
+)
+from .config import STUNetConfig
+from .layers import Conv2d, GroupNorm, embedding_mlp, sinusoidal_embedding
+
+
+class STUNet(nn.Module):
+    """Space-time U-Net: spatial blocks like Stable Diffusion 2's, each followed by temporal ones.
+
+    Wang et al., "ModelScope Text-to-Video Technical Report" (arXiv:2308.06571); Zhang et al.,
+    "I2VGen-XL" (arXiv:2311.04145). Which member of the family it is, its configuration says; its
+    state-dict keys are those of the hub's files.
+    """
+
+    def __init__(self, config: STUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, embedding_dim = config.dim, 4 * config.dim
+        widths = [dim * multiple for multiple in config.dim_mult]
+        last = len(widths) - 1
+
+        self.time_embed = embedding_mlp(dim, embedding_dim, embedding_dim)
+        if config.image_tokens:
+            self.context_embedding = embedding_mlp(
+                config.image_dim, embedding_dim, config.context_dim * config.image_tokens
+            )
+        if config.fps_embedding:
+            self.fps_embedding = embedding_mlp(dim, embedding_dim, embedding_dim)
+
+        def blocks(channels: int, out_channels: int, level: int) -> list[nn.Module]:
+            """A residual block, and transformers on the levels that have them."""
+            residual = ResBlock(channels, out_channels, embedding_dim, config.dropout)
+            if 0.5**level not in config.attn_scales:
+                return [residual]
+            return [residual, *transformers(out_channels)]
+
+        def transformers(channels: int) -> list[nn.Module]:
+            return [
+                SpatialTransformer(channels, config.head_dim, config.context_dim),
+                TemporalTransformer(channels, channels // config.head_dim, config.head_dim),
+            ]
+
+        first = TemporalTransformer(dim, config.num_heads, config.head_dim)
+        self.input_blocks = nn.ModuleList([Stage([InputConv(config.in_dim, dim, 3, padding=1), first])])
+        skips, channels = [dim], dim
+        for level, width in enumerate(widths):
+            for _ in range(config.res_blocks):
+                self.input_blocks.append(Stage(blocks(channels, width, level)))
+                skips.append(width)
+                channels = width
+            if level != last:
+                self.input_blocks.append(Downsample(width, config.extra_rows))
+                skips.append(width)
+
+        self.middle_block = Stage(
+            [
+                ResBlock(channels, channels, embedding_dim, config.dropout),
+                *transformers(channels),
+                ResBlock(channels, channels, embedding_dim, config.dropout),
+            ]
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for index in range(config.res_blocks + 1):
+                stage = Stage(blocks(channels + skips.pop(), width, level))
+                if level != 0 and index == config.res_blocks:
+                    stage.append(Upsample(width, config.extra_rows))
+                self.output_blocks.append(stage)
+                channels = width
+
+        self.out = nn.Sequential(GroupNorm(dim), nn.SiLU(), Conv2d(dim, config.out_dim, 3, padding=1))
+
+    def forward(self, latents: Tensor, timesteps: Tensor, y: Tensor, fps: Tensor | None = None) -> Tensor:
+        """Predicts noise or velocity, whatever the weights were trained for.
+
+        Args:
+            latents: noisy latents [b, in_dim, f, h, w]; h and w must be their own
+                :meth:`STUNetConfig.canvas`.
+            timesteps: [b], 0 to 999.
+            y: text states [b, tokens, context_dim], or image embeddings [b, 1, image_dim] where the
+                configuration has ``image_tokens``.
+            fps: frames per second [b], for members with ``fps_embedding``.
+
+        Returns:
+            [b, out_dim, f, h, w] in fp32.
+
+        Raises:
+            ValueError: for a size that the levels can't halve and double back.
+        """
+        b, _, f, h, w = latents.shape
+        if self.config.canvas(h, w) != (h, w):
+            raise ValueError(
+                f"Latents of {h}×{w} don't survive this network's levels; the next size that does is "
+                "{}×{}.".format(*self.config.canvas(h, w))
+            )
+        cond = Conditioning(self.embed(timesteps, fps), self.context(y), f)
+
+        x = fold(latents)
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, cond)
+            skips.append(x)
+        x = self.middle_block(x, cond)
+        for block in self.output_blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), cond)
+        return unfold(self.out(x).float(), f)
+
+    def embed(self, timesteps: Tensor, fps: Tensor | None) -> Tensor:
+        """The embedding that every residual block sees: [b, 4·dim]."""
+        embedding = self.time_embed(sinusoidal_embedding(timesteps, self.config.dim))
+        if self.config.fps_embedding:
+            if fps is None:
+                raise ValueError("This network was trained with the frame rate as an input: fps is missing.")
+            embedding = embedding + self.fps_embedding(sinusoidal_embedding(fps, self.config.dim))
+        return embedding
+
+    def context(self, y: Tensor) -> Tensor:
+        """The tokens that spatial layers attend to: [b, tokens, context_dim]."""
+        if self.config.image_tokens:
+            return self.context_embedding(y).reshape(len(y), self.config.image_tokens, self.config.context_dim)
+        return y
