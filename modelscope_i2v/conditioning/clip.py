@@ -1,0 +1,114 @@
+"""Text and picture conditioning by OpenCLIP's two towers."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..networks.config import CLIPConfig
+
+CONTEXT_LENGTH = 77
+"""Tokens of CLIP's text tower; the first and the last are its start and end marks."""
+
+
+def build(config: CLIPConfig) -> nn.Module:
+    """Both towers, with open_clip's own code and its state-dict keys, on the current default device.
+
+    Raises CheckpointError for an architecture that open_clip does not know or cannot build.
+    """
+    settings = config.custom or open_clip.get_model_config(config.architecture)
+    if settings is None:
+        raise CheckpointError(
+            f"open_clip {open_clip.__version__} does not know the architecture {config.architecture!r} that "
+            "model_cfg.clip names."
+        )
+    try:
+        return open_clip.CLIP(settings["embed_dim"], settings["vision_cfg"], settings["text_cfg"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"model_cfg.clip is no configuration that open_clip can build (embed_dim, vision_cfg, text_cfg): {error}"
+        ) from error
+
+
+class TextEncoder(nn.Module):
+    """OpenCLIP's text tower up to its last layer but one, then the final layer norm.
+
+    As Stable Diffusion 2 is conditioned. Keys are those of the whole OpenCLIP file, of which
+    :attr:`unused` stay unread.
+    """
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        clip = build(config)
+        self.token_embedding = clip.token_embedding
+        self.positional_embedding = clip.positional_embedding
+        self.transformer = clip.transformer
+        self.transformer.resblocks = self.transformer.resblocks[:-1]
+        self.ln_final = clip.ln_final
+        self.unused = frozenset(clip.state_dict()) - frozenset(self.state_dict())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: [b, 77] int64. Returns [b, 77, width]."""
+        dtype = self.positional_embedding.dtype
+        x = self.token_embedding(tokens).to(dtype) + self.positional_embedding
+        length = x.shape[1]
+        mask = torch.full((length, length), float("-inf"), dtype=dtype, device=x.device).triu_(1)
+        # open_clip's blocks take [b, n, d] since 2.25 or so, and took [n, b, d] before.
+        batch_first = self.transformer.resblocks[0].attn.batch_first
+        x = x if batch_first else x.transpose(0, 1)
+        for block in self.transformer.resblocks:
+            x = block(x, attn_mask=mask)
+        return self.ln_final(x if batch_first else x.transpose(0, 1))
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Text states [len(texts), 77, width] in fp32, on the encoder's device."""
+        tokens = open_clip.tokenize(texts, context_length=CONTEXT_LENGTH)
+        return self(tokens.to(self.positional_embedding.device)).float()
+
+
+class ImageEncoder(nn.Module):
+    """OpenCLIP's image tower with its projection, not normalised."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        clip = build(config)
+        self.visual = clip.visual
+        self.image_size = self.visual.image_size[0]
+        self.unused = frozenset(clip.state_dict()) - frozenset(self.state_dict())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels: [b, 3, image_size, image_size], normalised as CLIP has it. Returns [b, embed_dim]."""
+        return self.visual(pixels)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Image embeddings [b, 1, embed_dim] in fp32, on the encoder's device."""
+        weight = self.visual.conv1.weight
+        return self(pixels.to(weight.device, weight.dtype)).float().unsqueeze(1)
+
+
+@functools.cache
+def _tokenizer() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer()
+
+
+def check_text(text: str) -> None:
+    """Warns of what the text tower will not see or not understand."""
+    tokens = _tokenizer().encode(text)
+    if len(tokens) > CONTEXT_LENGTH - 2:
+        lost = _tokenizer().decode(tokens[CONTEXT_LENGTH - 2 :]).strip()
+        warnings.warn(
+            f"The text is longer than CLIP's {CONTEXT_LENGTH} tokens; this end of it has no effect: {lost!r}.",
+            stacklevel=2,
+        )
+    letters = [character for character in text if character.isalpha()]
+    if letters and sum(character.isascii() for character in letters) < 0.5 * len(letters):
+        warnings.warn(
+            "The text has hardly a Latin letter, and the models were trained on English: expect a video that "
+            "has little to do with it.",
+            stacklevel=2,
+        )

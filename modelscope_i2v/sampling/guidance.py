@@ -1,0 +1,70 @@
+"""From a network's output to clean latents: classifier-free guidance and prediction types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+from .solvers import Denoiser
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""A network's output for latents [b, …] and timesteps [b]."""
+
+
+def guided(
+    network: Callable[..., Tensor],
+    positive: Mapping[str, Tensor],
+    negative: Mapping[str, Tensor],
+    *,
+    scale: float,
+    rescale: float = 0.0,
+    one_batch: bool = True,
+) -> Predict:
+    """Classifier-free guidance: Ho and Salimans (arXiv:2207.12598).
+
+    Args:
+        network: called as ``network(latents, timesteps, **conditions)``.
+        positive, negative: the network's conditions with and without the wish, each tensor [b, …].
+        scale: 1 leaves the unconditional branch out.
+        rescale: 0 to 1, how far the result's spread goes back to the conditional branch's, against
+            overexposure: Lin et al. (arXiv:2305.08891), section 3.4.
+        one_batch: both branches in one call, or one after the other with less memory.
+    """
+    if scale == 1:
+        return lambda x, t: network(x, t, **positive)
+    if one_batch:
+        both = {name: torch.cat([negative[name], positive[name]]) for name in positive}
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        if one_batch:
+            without, wanted = network(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2)
+        else:
+            without, wanted = network(x, t, **negative), network(x, t, **positive)
+        out = without + scale * (wanted - without)
+        if rescale:
+            ratio = wanted.flatten(1).std(dim=1) / (out.flatten(1).std(dim=1) + 1e-12)
+            factor = rescale * ratio + (1 - rescale)
+            out = out * factor.view(-1, *[1] * (out.ndim - 1))
+        return out
+
+    return predict
+
+
+def denoiser(predict: Predict, schedule: Schedule, prediction: str) -> Denoiser:
+    """Turns what a network predicts into clean latents.
+
+    ``prediction`` is ``eps`` (the noise) or ``v`` (the velocity alpha · noise − sigma · x_0 of
+    Salimans and Ho, arXiv:2202.00512).
+    """
+    alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
+
+    def denoise(x: Tensor, t: int) -> Tensor:
+        out = predict(x, torch.full((len(x),), t, dtype=torch.long, device=x.device))
+        if prediction == "v":
+            return alphas[t] * x - sigmas[t] * out
+        return (x - sigmas[t] * out) / alphas[t]
+
+    return denoise
