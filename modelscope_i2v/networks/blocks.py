@@ -203,7 +203,7 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         video = unfold(x, cond.frames)
-        b, _, f, h, w = video.shape
+        b, _, _, h, w = video.shape
         tokens = self.proj_in(self.norm(video).permute(0, 3, 4, 2, 1).flatten(0, 2))  # [b·h·w, f, c]
         for block in self.transformer_blocks:
             tokens = block(tokens)

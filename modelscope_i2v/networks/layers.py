@@ -68,6 +68,7 @@ def keeps_float32(module: nn.Module) -> bool:
     return isinstance(module, (nn.GroupNorm, nn.LayerNorm))
 
 
+@torch.inference_mode(False)
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Casts a network in place, its norms excepted (see :func:`keeps_float32`)."""
     for part in module.modules():

@@ -105,7 +105,7 @@ class STUNet(nn.Module):
         Raises:
             ValueError: for a size that the levels can't halve and double back.
         """
-        b, _, f, h, w = latents.shape
+        f, h, w = latents.shape[2:]
         if self.config.canvas(h, w) != (h, w):
             raise ValueError(
                 f"Latents of {h}×{w} don't survive this network's levels; the next size that does is "
@@ -135,5 +135,7 @@ class STUNet(nn.Module):
     def context(self, y: Tensor) -> Tensor:
         """The tokens that spatial layers attend to: [b, tokens, context_dim]."""
         if self.config.image_tokens:
-            return self.context_embedding(y).reshape(len(y), self.config.image_tokens, self.config.context_dim)
+            return self.context_embedding(y).reshape(
+                len(y), self.config.image_tokens, self.config.context_dim
+            )
         return y

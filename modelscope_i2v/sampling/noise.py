@@ -21,9 +21,14 @@ class NoiseSource:
         self.generator = torch.Generator().manual_seed(seed) if seed is not None else generator
         self.device = "cpu" if self.generator is None else self.generator.device
 
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers of that shape, fp32, on the CPU."""
-        return torch.randn(*shape, generator=self.generator, device=self.device).cpu()
+    def normal(self, shape: Sequence[int], original_device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal numbers of that shape, fp32, on the CPU.
+
+        ``original_device`` is where the originals draw them: it counts for PyTorch's global
+        generators, of which each device has its own.
+        """
+        device = original_device if self.generator is None else self.device
+        return torch.randn(*shape, generator=self.generator, device=device).cpu()
 
     def integer(self, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
         """Integers from ``low`` up to, not including, ``high``."""

@@ -1,0 +1,363 @@
+"""The networks of one checkpoint, and the way from an input to a video.
+
+Input → conditioning → denoising → decoding → output; each step is a method that can be called on
+its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import outputs, samples
+from .checkpoints.directory import ModelDirectory
+from .checkpoints.load import load_clip, load_module
+from .conditioning.clip import ImageEncoder, TextEncoder, check_text
+from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dtype, resolve_device
+from .errors import Cancelled, InputError, NumericalError
+from .families import LATENT_SCALE, Family
+from .networks.attention import use_kernel
+from .networks.autoencoder import AutoencoderKL
+from .networks.layers import cast
+from .networks.stunet import STUNet
+from .options import Options
+from .progress import bar
+from .samples import Sample
+from .sampling.guidance import denoiser, guided
+from .sampling.noise import NoiseSource, SolverNoise
+from .sampling.schedules import SCHEDULES
+from .sampling.solvers import SOLVERS
+
+Conditions = Mapping[str, Tensor]
+"""A network's inputs beside latents and timesteps, each [b, …]."""
+
+
+class VideoGenerator:
+    """Makes videos with one checkpoint.
+
+    Attributes:
+        family: what the checkpoint was trained with.
+        unet, autoencoder, encoder: the networks; ``encoder`` is CLIP's text or image tower.
+        device, dtype: where they are, and the type of their weights.
+        defaults: options that the checkpoint's configuration.json sets.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        unet: STUNet,
+        autoencoder: AutoencoderKL,
+        encoder: TextEncoder | ImageEncoder,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.family = family
+        self.unet = unet
+        self.autoencoder = autoencoder
+        self.encoder = encoder
+        self.device = device
+        self.dtype = dtype
+        self.defaults = dict(defaults or {})
+        self.schedule = SCHEDULES[family.schedule]()
+
+    @classmethod
+    def from_directory(
+        cls,
+        directory: str | Path,
+        task: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        attention: str = "sdpa",
+        progress: bool | None = None,
+    ) -> VideoGenerator:
+        """Loads a checkpoint directory in the hub's layout.
+
+        Args:
+            directory: holds configuration.json and the weights that it names.
+            task: what the checkpoint must be for; by default whatever it is for.
+            device: ``cpu``, ``cuda`` (or ``gpu``), ``cuda:1``, ``mps``; by default the best there is.
+            dtype: ``fp32``, ``fp16`` or ``bf16``; by default fp16 or bf16 on a GPU as suits it, fp32 on
+                a CPU.
+            attention: a name of :data:`modelscope_i2v.networks.attention.KERNELS`.
+
+        Raises:
+            CheckpointError: for a directory or file that is not what it should be.
+            InputError: for an unknown device, type or attention kernel.
+        """
+        place = resolve_device(device)
+        weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
+        model = ModelDirectory.open(directory, task)
+        family = model.family
+        tower = ImageEncoder if family.condition == "image" else TextEncoder
+        with torch.device("meta"):
+            encoder, unet = tower(model.clip), STUNet(model.unet)
+            autoencoder = AutoencoderKL(model.autoencoder)
+        with bar(3, "Loading", progress, "file") as loading, out_of_memory_told():
+            load_clip(encoder, model.clip_path, device=place, dtype=encoder_dtype(place, weights))
+            loading.update()
+            load_module(unet, model.unet_path, device=place, dtype=weights)
+            loading.update()
+            load_module(autoencoder, model.autoencoder_path, device=place, dtype=weights)
+            loading.update()
+        use_kernel(unet, attention)
+        return cls(family, unet, autoencoder, encoder, device=place, dtype=weights, defaults=model.defaults)
+
+    def __call__(self, inputs: list[Any], output_video: Any = None, **options: Any) -> list[Any]:
+        """Makes a video, or ``num_videos`` of them, of each input.
+
+        Args:
+            inputs: pictures, videos, texts or dicts, as the task takes them.
+            output_video: a path, one for each video, or None for the videos themselves.
+            options: see :class:`modelscope_i2v.options.Options`. Inputs share a batch of
+                ``batch_size`` where their options and frame counts are equal.
+
+        Returns:
+            For each input its video as ``output_type`` says, a list of them if ``num_videos`` > 1.
+
+        Raises:
+            InputError, OutputError: before any video is made, where that can be known.
+            OutOfMemoryError, NumericalError, Cancelled: from :meth:`denoise` and :meth:`decode`.
+        """
+        plans = [self.resolve(given, options) for given in inputs]
+        kinds = [plan.output_type for _, plan in plans for _ in range(plan.num_videos)]
+        paths = iter(outputs.check_paths(output_video, kinds))
+        videos: list[list[Any]] = []
+        for batch in _batches(self._jobs(plans)):
+            latents = self.generate(batch)
+            for job, result in zip(batch, latents):
+                if job.number == 0:
+                    videos.append([])
+                videos[-1].append(self._deliver(job, result, next(paths)))
+        return [made if plan.num_videos > 1 else made[0] for made, (_, plan) in zip(videos, plans)]
+
+    def resolve(self, given: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
+        """Parts an input from its options and checks those: :func:`modelscope_i2v.samples.resolve`."""
+        return samples.resolve(self.family, given, options, self.defaults)
+
+    def prepare(self, given: Any, **options: Any) -> Sample:
+        """Reads an input and checks its options. Raises InputError."""
+        return samples.read(self.family, *self.resolve(given, options))
+
+    def _jobs(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[Job]:
+        for inputs, options in plans:
+            sample = samples.read(self.family, inputs, options)
+            if sample.text:
+                check_text(sample.text)
+            for number in range(options.num_videos):
+                yield Job.of(sample, number)
+
+    @torch.inference_mode()
+    def generate(self, batch: list[Job]) -> Tensor:
+        """Latents of one batch of alike jobs: [b, 4, f, height / 8, width / 8], fp32."""
+        with out_of_memory_told():
+            positive, negative = self.condition([job.sample for job in batch])
+            start = self.start(batch)
+            latents = self.denoise(start, positive, negative, batch)
+        height, width = self._latent_size(batch[0].sample.options)
+        return latents[..., :height, :width]
+
+    def _latent_size(self, options: Options) -> tuple[int, int]:
+        factor = self.autoencoder.config.factor
+        return options.height // factor, options.width // factor
+
+    def condition(self, batch: list[Sample]) -> tuple[Conditions, Conditions]:
+        """The networks' inputs beside the latents, with and without the wish, each [b, …]."""
+        if self.family.condition == "image":
+            wanted = self.encoder.encode(samples.clip_input(batch, self.encoder.image_size))
+            without = torch.zeros_like(wanted)
+        else:
+            wanted = self.encoder.encode([sample.text + self.family.prompt_suffix for sample in batch])
+            without = self.encoder.encode([batch[0].options.negative_prompt]).expand_as(wanted)
+        shared = {}
+        if self.family.unet.fps_embedding:
+            shared["fps"] = torch.full((len(batch),), batch[0].options.target_fps, device=self.device)
+        return {"y": wanted, **shared}, {"y": without, **shared}
+
+    def start(self, batch: list[Job]) -> Tensor:
+        """The latents that denoising starts from: noise, or the input video diffused half way.
+
+        Returns:
+            [b, 4, f, h, w], h and w the network's canvas for the wanted size.
+        """
+        return torch.stack([self._start(job) for job in batch]).to(self.device)
+
+    def _start(self, job: Job) -> Tensor:
+        """One video's first latents [4, f, h, w]; random numbers are drawn in the originals' order."""
+        sample, source = job.sample, job.source
+        channels, frames = self.unet.config.out_dim, sample.num_frames
+        height, width = self.unet.config.canvas(*self._latent_size(sample.options))
+        shape = (channels, frames, height, width)
+        if sample.frames is None:
+            noise = source.normal(shape)
+            if self.family.noise_offset:
+                shared = source.normal((channels, frames, 1, 1), self.device)
+                noise = noise + self.family.noise_offset * shared
+            return self._given(job, noise)
+        factor = self.autoencoder.config.factor
+        video = self.encode(_pad(sample.frames, height * factor, width * factor), source, sample.options)
+        t = self.family.start_timestep
+        source.integer(t, t + 1, (1,))  # the original draws its only possible timestep
+        noise = self._given(job, source.normal(shape, self.device)).to(self.device)
+        return self.schedule.alphas[t].item() * video + self.schedule.sigmas[t].item() * noise
+
+    def _given(self, job: Job, noise: Tensor) -> Tensor:
+        """The caller's ``latents`` in place of ``noise`` [4, f, h, w], where they were given."""
+        given = job.sample.options.latents
+        if given is None:
+            return noise
+        if given.ndim == 5:
+            given = given[job.number if len(given) > 1 else 0]
+        height, width = self._latent_size(job.sample.options)
+        if given.shape[:2] != noise.shape[:2] or tuple(given.shape[2:]) not in (
+            (height, width),
+            tuple(noise.shape[2:]),
+        ):
+            raise InputError(
+                f"latents has the shape {list(given.shape)}; this call needs {[*noise.shape[:2], height, width]}."
+            )
+        noise = noise.clone()
+        noise[..., : given.shape[2], : given.shape[3]] = given
+        return noise
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor, source: NoiseSource, options: Options) -> Tensor:
+        """Frames [f, 3, height, width] in -1..1 as scaled latents [4, f, h, w] on the device."""
+        factor = self.autoencoder.config.factor
+        shape = (1, self.autoencoder.config.embed_dim, frames.shape[2] // factor, frames.shape[3] // factor)
+        noise = torch.cat([source.normal(shape) for _ in frames]).to(self.device)
+        latents = []
+        size = options.decode_chunk_size
+        for part, fresh in zip(frames.split(size), noise.split(size)):
+            posterior = self._finite(
+                "encoding", self.autoencoder, self.autoencoder.encode, part.to(self.device)
+            )
+            latents.append(LATENT_SCALE * posterior.sample(fresh))
+        return torch.cat(latents).transpose(0, 1)
+
+    @torch.inference_mode()
+    def denoise(self, start: Tensor, positive: Conditions, negative: Conditions, batch: list[Job]) -> Tensor:
+        """Runs the solver from ``start`` [b, 4, f, h, w] to clean latents of that shape.
+
+        Raises:
+            Cancelled: the callback returned False.
+            NumericalError: NaN or infinity, in fp32 too.
+        """
+        options = batch[0].sample.options
+        predict = guided(
+            self.unet,
+            positive,
+            negative,
+            scale=options.guidance_scale,
+            rescale=options.guidance_rescale,
+            one_batch=not options.sequential_guidance,
+        )
+        solver = SOLVERS[options.scheduler]
+        total = options.num_inference_steps
+
+        def run() -> Tensor:
+            latents = start
+            steps = solver(
+                denoiser(predict, self.schedule, self.family.prediction),
+                start,
+                self.schedule,
+                total,
+                self.family.start_timestep,
+                SolverNoise([job.source for job in batch]),
+                options.eta,
+            )
+            with bar(total, "Denoising", options.progress) as denoising:
+                for step, latents in enumerate(steps, start=1):
+                    denoising.update()
+                    if options.callback is not None and options.callback(step, total, latents) is False:
+                        raise Cancelled(f"Stopped by the callback after step {step} of {total}.")
+            return latents
+
+        return self._finite("denoising", self.unet, run)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, options: Options) -> Tensor:
+        """Scaled latents [4, f, h, w] as frames [f, 3, h·8, w·8], about -1..1, fp32 on the CPU."""
+        parts = (latents.transpose(0, 1).to(self.device) / LATENT_SCALE).split(options.decode_chunk_size)
+        frames = []
+        with bar(latents.shape[1], "Decoding", options.progress, "frame") as decoding, out_of_memory_told():
+            for part in parts:
+                decoded = self._finite("decoding", self.autoencoder, self.autoencoder.decode, part)
+                frames.append(decoded.cpu())
+                decoding.update(len(part))
+        return torch.cat(frames)
+
+    def _finite(self, what: str, network: torch.nn.Module, compute: Callable[..., Any], *args: Any) -> Any:
+        """``compute(*args)``, once more with ``network`` in fp32 if it has NaN or infinity."""
+        result = compute(*args)
+        if _is_finite(result):
+            return result
+        if self.dtype != torch.float32:
+            warnings.warn(
+                f"{what.capitalize()} in {self.dtype} gave NaN or infinity; it is done again in fp32.",
+                stacklevel=2,
+            )
+            cast(network, torch.float32)
+            try:
+                result = compute(*args)
+            finally:
+                cast(network, self.dtype)
+            if _is_finite(result):
+                return result
+        raise NumericalError(
+            f"NaN or infinity came out of {what}, in fp32 too: a weights file may be damaged "
+            "(modelscope-i2v inspect tells), or guidance_scale is too high."
+        )
+
+    def _deliver(self, job: Job, latents: Tensor, path: Path | None) -> Any:
+        options = job.sample.options
+        if options.output_type == "latent":
+            return latents
+        frames = outputs.blacken(self.decode(latents, options), job.sample.content)
+        return outputs.deliver(frames, job.sample, job.seed, path)
+
+
+class Job(NamedTuple):
+    """One video to make."""
+
+    sample: Sample
+    number: int
+    """Which of the sample's videos it is, from 0."""
+    seed: int | None
+    source: NoiseSource
+
+    @classmethod
+    def of(cls, sample: Sample, number: int = 0) -> Job:
+        """The sample's video of that number; its seed is the sample's plus the number."""
+        options = sample.options
+        seed = None if options.seed is None else options.seed + number
+        return cls(sample, number, seed, NoiseSource(seed, options.generator))
+
+
+def _batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
+    """Runs of alike jobs, no longer than their batch size."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and (len(batch) >= job.sample.options.batch_size or not batch[0].sample.alike(job.sample)):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def _is_finite(result: Tensor | tuple[Tensor, ...]) -> bool:
+    tensors = (result,) if isinstance(result, Tensor) else result
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _pad(frames: Tensor, height: int, width: int) -> Tensor:
+    """Frames [f, 3, h, w] grown to the right and downwards by repeating the edge."""
+    return F.pad(frames, (0, width - frames.shape[3], 0, height - frames.shape[2]), mode="replicate")

@@ -1,0 +1,84 @@
+"""Output: latents and frames as the caller asked for them, files by way of :mod:`.media.write`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from . import __version__
+from .errors import InputError
+from .media.transforms import tensor_to_uint8
+from .media.write import check_output, encode_video, write_video
+from .samples import Sample
+
+
+def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]:
+    """Where each video goes, before any is made; ``None`` for one that is returned.
+
+    ``output_types`` has an entry for each video.
+
+    One path for several videos is numbered: ``out.mp4`` becomes ``out-1.mp4``, ``out-2.mp4``, ….
+
+    Raises:
+        InputError: for a list of another length, or a path beside an output type that is no file.
+        OutputError: for a path that cannot be written.
+    """
+    count = len(output_types)
+    if output_video is None:
+        return [None] * count
+    for other in sorted(set(output_types) - {"mp4"}):
+        raise InputError(
+            f"output_video={str(output_video)!r} asks for a file, but output_type={other!r} is returned as it "
+            "is; leave one of them out."
+        )
+    if isinstance(output_video, (list, tuple)):
+        if len(output_video) != count:
+            raise InputError(f"output_video lists {len(output_video)} paths for {count} videos.")
+        return [check_output(path) for path in output_video]
+    path = check_output(output_video)
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(1, count + 1)]
+
+
+def blacken(frames: Tensor, content: tuple[int, int, int, int] | None) -> Tensor:
+    """Frames [f, 3, h, w] with black around ``content`` (top, left, height, width)."""
+    if content is None:
+        return frames
+    top, left, height, width = content
+    framed = frames.new_full(frames.shape, -1.0)
+    area = (..., slice(top, top + height), slice(left, left + width))
+    framed[area] = frames[area]
+    return framed
+
+
+def deliver(frames: Tensor, sample: Sample, seed: int | None, path: Path | None) -> Any:
+    """Decoded frames [f, 3, h, w], about -1..1, as the sample's ``output_type``; a file's path as text."""
+    options = sample.options
+    if options.output_type == "pt":
+        return (frames * 0.5 + 0.5).clamp(0, 1)
+    pixels: np.ndarray = tensor_to_uint8(frames)
+    if options.output_type == "np":
+        return pixels
+    if options.output_type == "pil":
+        return [Image.fromarray(frame) for frame in pixels]
+    made = {
+        "software": f"modelscope-i2v {__version__}",
+        "text": sample.text,
+        **options.metadata(),
+        "seed": seed,
+    }
+    settings = {
+        "fps": sample.fps,
+        "crf": options.crf,
+        "metadata": {"comment": json.dumps({k: v for k, v in made.items() if v not in (None, "")})},
+        "audio": sample.audio,
+    }
+    if path is None:
+        return encode_video(pixels, **settings)
+    return write_video(pixels, path, **settings)

@@ -1,0 +1,133 @@
+"""Input: what a caller hands in becomes a sample, pictures and frames read and options checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import options as option_table
+from .errors import InputError
+from .families import Family
+from .media.images import load_image
+from .media.transforms import center_crop, clip_pixels, content_box, frames_to_tensor
+from .media.videos import read_video
+from .options import Options
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One input, ready for the networks."""
+
+    options: Options
+    text: str = ""
+    image: Image.Image | None = None
+    frames: Tensor | None = None
+    """Frames of the input video [f, 3, height, width], -1..1."""
+    content: tuple[int, int, int, int] | None = None
+    """Where the input video lies in the frames (top, left, height, width), if not everywhere."""
+    fps: float = 8.0
+    """Frame rate of the written file."""
+    audio: Any = None
+
+    def alike(self, other: Sample) -> bool:
+        """Whether both can be made in one batch."""
+        mine, theirs = self.options, other.options
+        if mine.latents is not None or theirs.latents is not None:
+            return False
+        return mine == theirs and self.num_frames == other.num_frames
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the video that is made of this."""
+        return self.options.num_frames if self.frames is None else len(self.frames)
+
+
+def input_keys(family: Family) -> tuple[str, ...]:
+    """The keys of an input dict that are no options; the first is what a bare input means."""
+    if family.takes_video:
+        return "video_path", "video", "text"
+    return ("image", "image_path") if family.condition == "image" else ("text",)
+
+
+def resolve(
+    family: Family, given: Any, options: Mapping[str, Any], checkpoint: Mapping[str, Any]
+) -> tuple[dict[str, Any], Options]:
+    """Parts an input, bare or a dict, from the options beside it, and checks those.
+
+    Args:
+        given: a picture, a video, a text, or a dict of those with options beside them.
+        options: the call's options; they come before those in the dict.
+        checkpoint: the checkpoint's own defaults.
+
+    Returns:
+        What to make a video of, and how. Nothing is read yet.
+
+    Raises:
+        InputError: for an option that is unknown or out of range.
+    """
+    keys = input_keys(family)
+    if not isinstance(given, Mapping):
+        given = {keys[0]: given}
+    inputs = {key: value for key, value in given.items() if key in keys and value is not None}
+    beside = {key: value for key, value in given.items() if key not in keys}
+    return inputs, option_table.resolve(family, {**beside, **options}, checkpoint, keys)
+
+
+def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Sample:
+    """Reads what :func:`resolve` returned.
+
+    Raises:
+        InputError: for an input that is missing or cannot be read.
+    """
+    text = inputs.get("text", "")
+    if not isinstance(text, str):
+        raise InputError(f"The text is a {type(text).__name__}; it must be a string.")
+    if family.takes_video:
+        return _video_sample(family, inputs, options, text)
+    fps = options.fps or family.fps
+    if family.condition == "image":
+        image = load_image(_one_of(family, inputs, "image", "image_path"), max_pixels=options.max_pixels)
+        return Sample(options, image=image, fps=fps)
+    if "text" not in inputs:
+        raise InputError(f'{family.task} needs a text: a string, or {{"text": "…"}}.')
+    return Sample(options, text=text, fps=fps)
+
+
+def _one_of(family: Family, inputs: Mapping[str, Any], *keys: str) -> Any:
+    found = [inputs[key] for key in keys if key in inputs]
+    if len(found) != 1:
+        names = " or ".join(map(repr, keys))
+        raise InputError(f"{family.task} needs one input under {names}; it got {len(found) or 'none'}.")
+    return found[0]
+
+
+def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, text: str) -> Sample:
+    source = _one_of(family, inputs, "video_path", "video")
+    video = read_video(source, max_frames=options.num_frames, max_pixels=options.max_pixels)
+    height, width = options.height, options.width
+    content = None
+    if options.fit == "pad":
+        content = content_box(*video.frames.shape[1:3], height, width, "pad")
+    return Sample(
+        options,
+        text=text,
+        frames=frames_to_tensor(video.frames, height, width, options.fit),
+        content=content,
+        fps=options.fps or video.fps,
+        audio=video.audio if options.fps in (None, video.fps) else None,  # it would run apart
+    )
+
+
+def clip_input(samples: list[Sample], image_size: int) -> Tensor:
+    """The pictures as CLIP's image tower takes them: [b, 3, image_size, image_size].
+
+    The originals crop to twice the size first; their crop may fall a pixel short, and is kept here
+    because the embedding is part of the result.
+    """
+    cropped = (center_crop(sample.image, 2 * image_size, 2 * image_size) for sample in samples)
+    return torch.stack([clip_pixels(image, image_size) for image in cropped])
