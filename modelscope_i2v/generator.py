@@ -220,9 +220,8 @@ class VideoGenerator:
             (height, width),
             tuple(noise.shape[2:]),
         ):
-            raise InputError(
-                f"latents has the shape {list(given.shape)}; this call needs {[*noise.shape[:2], height, width]}."
-            )
+            wanted = [*noise.shape[:2], height, width]
+            raise InputError(f"latents has the shape {list(given.shape)}; this call needs {wanted}.")
         noise = noise.clone()
         noise[..., : given.shape[2], : given.shape[3]] = given
         return noise

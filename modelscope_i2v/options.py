@@ -178,17 +178,9 @@ class Options:
 
     def metadata(self) -> dict[str, Any]:
         """What is worth writing into the file: every plain value that says how the video was made."""
-        hidden = (
-            "callback",
-            "progress",
-            "generator",
-            "latents",
-            "output_type",
-            "max_pixels",
-            "num_videos",
-            "batch_size",
-        )
-        values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in hidden)
+        hidden = ("max_pixels", "num_videos")
+        kept = (name for name, f in FIELDS.items() if f.metadata.get("cli", True) and name not in hidden)
+        values = ((name, getattr(self, name)) for name in kept)
         return {name: value for name, value in values if value is not None}
 
 

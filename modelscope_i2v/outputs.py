@@ -33,8 +33,8 @@ def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]
         return [None] * count
     for other in sorted(set(output_types) - {"mp4"}):
         raise InputError(
-            f"output_video={str(output_video)!r} asks for a file, but output_type={other!r} is returned as it "
-            "is; leave one of them out."
+            f"output_video={str(output_video)!r} asks for a file, but output_type={other!r} is returned as "
+            "it is; leave one of them out."
         )
     if isinstance(output_video, (list, tuple)):
         if len(output_video) != count:
