@@ -1,0 +1,1 @@
+"""From files on disk to modules: weights files, model directories, and what they are."""

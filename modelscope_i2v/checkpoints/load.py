@@ -1,0 +1,137 @@
+"""From a file's tensors to a module that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .kinds import identify
+from .tensors import TensorFile, select
+
+AUTOENCODER_UNUSED = ("loss.", "model_ema.")
+"""Prefixes that autoencoder files may hold beside the autoencoder: its discriminator and averages."""
+
+CLIP_UNUSED = ("attn_mask", "logit_bias")
+"""What OpenCLIP files of some versions hold, and the installed version does not know of."""
+
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How a file differs from the network that it should be."""
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """By key: the shape in the file, and the one that is right."""
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def lines(self) -> list[str]:
+        """One sentence for each sort of difference, with the first few keys."""
+        lines = []
+        for word, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if keys:
+                lines.append(f"{_count(keys, 'key')} {word}: {_first(keys)}")
+        if self.shapes:
+            shown = [
+                f"{key} is {list(has)} and should be {list(right)}"
+                for key, (has, right) in self.shapes.items()
+            ]
+            lines.append(f"{_count(shown, 'shape')} different: {_first(shown)}")
+        return lines
+
+
+def _count(items: Collection[str], noun: str) -> str:
+    return f"{len(items):,} {noun}{' is' if len(items) == 1 else 's are'}"
+
+
+def _first(items: Collection[str]) -> str:
+    more = len(items) - _SHOWN
+    return ", ".join(list(items)[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def load_module(
+    module: nn.Module,
+    tensors: TensorFile | Mapping[str, Tensor],
+    *,
+    source: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    keep_float32: Callable[[str, Tensor], bool] | None = None,
+    ignore: Collection[str] = (),
+) -> nn.Module:
+    """Puts a file's tensors into a module that was built on the ``meta`` device.
+
+    Nothing is initialised first, and each tensor is cast once, where it will live. On the CPU,
+    tensors that have the right type already are not copied: the module's parameters then are the
+    mapped file.
+
+    Args:
+        module: changed in place, then in evaluation mode and without gradients.
+        tensors: a file, or tensors by name; a prefix of all the names is taken off.
+        source: what errors call the tensors; the file's path by default.
+        dtype: of all floating-point tensors but those that ``keep_float32(key, tensor)`` picks.
+        ignore: keys, or prefixes that end in a dot, that may be there and are not used.
+
+    Returns:
+        The module.
+
+    Raises:
+        CheckpointError: for missing or unexpected keys and other shapes, before anything is loaded.
+    """
+    file = tensors if isinstance(tensors, TensorFile) else None
+    named = tensors.tensors if isinstance(tensors, TensorFile) else tensors
+    expected = module.state_dict()
+    given = select(named, expected)
+    problems = differences(expected, given, ignore)
+    if problems:
+        raise CheckpointError(_explain(problems, named, source or (file.path if file else "the weights")))
+
+    device = torch.device(device)
+    module.requires_grad_(False)
+    placed = {}
+    for key in expected:
+        tensor = given[key]
+        wanted = tensor.dtype
+        if tensor.is_floating_point():
+            wanted = torch.float32 if keep_float32 is not None and keep_float32(key, tensor) else dtype
+        # Casting after the transfer leaves the work to the faster side; MPS has no float64.
+        first = wanted if device.type == "cpu" or tensor.dtype == torch.float64 else tensor.dtype
+        placed[key] = tensor.to(first).to(device).to(wanted)
+        if file is not None and placed[key] is not tensor:
+            file.release(tensor)
+    module.load_state_dict(placed, assign=True)
+    return module.eval()
+
+
+def differences(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], ignore: Collection[str] = ()
+) -> Differences:
+    """How ``given`` tensors differ from the ``expected`` ones; false where they don't."""
+    prefixes = tuple(entry for entry in ignore if entry.endswith("."))
+    exact = set(ignore)
+    return Differences(
+        missing=[key for key in expected if key not in given],
+        unexpected=[
+            key for key in given if key not in expected and key not in exact and not key.startswith(prefixes)
+        ],
+        shapes={
+            key: (tuple(given[key].shape), tuple(tensor.shape))
+            for key, tensor in expected.items()
+            if key in given and given[key].shape != tensor.shape
+        },
+    )
+
+
+def _explain(problems: Differences, named: Mapping[str, Tensor], source: str | Path) -> str:
+    kind = identify(named)
+    guess = f" The file looks like {kind.name}." if kind else ""
+    return f"{source} does not fit this network. " + "; ".join(problems.lines()) + "." + guess
