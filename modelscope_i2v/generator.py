@@ -17,14 +17,15 @@ from torch import Tensor
 
 from . import outputs, samples
 from .checkpoints.directory import ModelDirectory
-from .checkpoints.load import load_clip, load_module
+from .checkpoints.load import AUTOENCODER_UNUSED, load_module
+from .checkpoints.tensors import read_tensors
 from .conditioning.clip import ImageEncoder, TextEncoder, check_text
 from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dtype, resolve_device
 from .errors import Cancelled, InputError, NumericalError
 from .families import LATENT_SCALE, Family
 from .networks.attention import use_kernel
 from .networks.autoencoder import AutoencoderKL
-from .networks.layers import cast
+from .networks.layers import cast, float32_names
 from .networks.stunet import STUNet
 from .options import Options
 from .progress import bar
@@ -100,13 +101,22 @@ class VideoGenerator:
         with torch.device("meta"):
             encoder, unet = tower(model.clip), STUNet(model.unet)
             autoencoder = AutoencoderKL(model.autoencoder)
-        with bar(3, "Loading", progress, "file") as loading, out_of_memory_told():
-            load_clip(encoder, model.clip_path, device=place, dtype=encoder_dtype(place, weights))
-            loading.update()
-            load_module(unet, model.unet_path, device=place, dtype=weights)
-            loading.update()
-            load_module(autoencoder, model.autoencoder_path, device=place, dtype=weights)
-            loading.update()
+        parts = (
+            (encoder, model.clip_path, encoder_dtype(place, weights), encoder.unused),
+            (unet, model.unet_path, weights, ()),
+            (autoencoder, model.autoencoder_path, weights, AUTOENCODER_UNUSED),
+        )
+        with bar(len(parts), "Loading", progress, "file") as loading, out_of_memory_told():
+            for network, path, kind, unused in parts:
+                load_module(
+                    network,
+                    read_tensors(path),
+                    dtype=kind,
+                    device=place,
+                    keep_float32=lambda name, _, kept=float32_names(network): name in kept,
+                    ignore=unused,
+                )
+                loading.update()
         use_kernel(unet, attention)
         return cls(family, unet, autoencoder, encoder, device=place, dtype=weights, defaults=model.defaults)
 

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from . import __version__
 from .errors import InputError
 from .media.transforms import tensor_to_uint8
 from .media.write import check_output, encode_video, write_video
 from .samples import Sample
+from .version import __version__
 
 
 def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]:

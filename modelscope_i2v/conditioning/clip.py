@@ -31,7 +31,8 @@ def build(config: CLIPConfig) -> nn.Module:
         return open_clip.CLIP(settings["embed_dim"], settings["vision_cfg"], settings["text_cfg"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"model_cfg.clip is no configuration that open_clip can build (embed_dim, vision_cfg, text_cfg): {error}"
+            "model_cfg.clip is no configuration that open_clip can build (embed_dim, vision_cfg, text_cfg): "
+            f"{error}"
         ) from error
 
 
@@ -45,12 +46,13 @@ class TextEncoder(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         clip = build(config)
+        names = frozenset(clip.state_dict())
         self.token_embedding = clip.token_embedding
         self.positional_embedding = clip.positional_embedding
         self.transformer = clip.transformer
         self.transformer.resblocks = self.transformer.resblocks[:-1]
         self.ln_final = clip.ln_final
-        self.unused = frozenset(clip.state_dict()) - frozenset(self.state_dict())
+        self.unused = names - frozenset(self.state_dict())
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: [b, 77] int64. Returns [b, 77, width]."""
@@ -77,9 +79,10 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         clip = build(config)
+        names = frozenset(clip.state_dict())
         self.visual = clip.visual
         self.image_size = self.visual.image_size[0]
-        self.unused = frozenset(clip.state_dict()) - frozenset(self.state_dict())
+        self.unused = names - frozenset(self.state_dict())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: [b, 3, image_size, image_size], normalised as CLIP has it. Returns [b, embed_dim]."""
@@ -102,7 +105,7 @@ def check_text(text: str) -> None:
     if len(tokens) > CONTEXT_LENGTH - 2:
         lost = _tokenizer().decode(tokens[CONTEXT_LENGTH - 2 :]).strip()
         warnings.warn(
-            f"The text is longer than CLIP's {CONTEXT_LENGTH} tokens; this end of it has no effect: {lost!r}.",
+            f"The text is longer than CLIP's {CONTEXT_LENGTH} tokens; its end has no effect: {lost!r}.",
             stacklevel=2,
         )
     letters = [character for character in text if character.isalpha()]

@@ -60,22 +60,26 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
-def keeps_float32(module: nn.Module) -> bool:
-    """Whether a module's own parameters stay fp32 when a network is cast to fp16 or bf16.
+def float32_names(network: nn.Module) -> set[str]:
+    """The parameters that stay fp32 when a network is cast to fp16 or bf16: those of its norms.
 
-    That is what the layers above count on: norms compute in the type of their weights.
+    The layers above count on it: norms compute in the type of their weights.
     """
-    return isinstance(module, (nn.GroupNorm, nn.LayerNorm))
+    return {
+        f"{name}.{parameter}"
+        for name, module in network.named_modules()
+        if isinstance(module, (GroupNorm, LayerNorm))
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
 
 
 @torch.inference_mode(False)
-def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Casts a network in place, its norms excepted (see :func:`keeps_float32`)."""
-    for part in module.modules():
-        wanted = torch.float32 if keeps_float32(part) else dtype
-        for parameter in part.parameters(recurse=False):
-            parameter.data = parameter.data.to(wanted)
-    return module
+def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Casts a network in place, but for its :func:`float32_names`."""
+    kept = float32_names(network)
+    for name, parameter in network.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)
+    return network
 
 
 def sinusoidal_embedding(positions: Tensor, dim: int) -> Tensor:

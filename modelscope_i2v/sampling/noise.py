@@ -57,14 +57,12 @@ class SolverNoise:
         """
         import torchsde
 
-        ends = torch.tensor(low), torch.tensor(high)
-        trees = [
-            torchsde.BrownianTree(ends[0], torch.zeros(like.shape[1:]), ends[1], entropy=source.entropy)
-            for source in self.sources
-        ]
+        start = torch.zeros(like.shape[1:])
+        trees = [torchsde.BrownianTree(low, start, high, entropy=source.entropy) for source in self.sources]
 
         def stretch(here: Tensor, there: Tensor) -> Tensor:
-            low, high = min(here, there), max(here, there)
+            # The tree keeps six digits of its ends, and warns of a query that passes them by less.
+            low, high = sorted((round(float(here), 6), round(float(there), 6)))
             # Towards lower levels the path is walked backwards.
             sign = -1.0 if here > there else 1.0
             path = torch.stack([tree(low, high) for tree in trees]) * sign
