@@ -57,10 +57,10 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
             file.seek(start)
             raise InputError(_not_a_picture(file, name)) from None
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise InputError(f"The picture {name} is damaged or cut short: {error}.") from error
+            raise InputError(f"{name} is damaged or cut short: {error}.") from error
         with image:
-            check_pixels(image.size, max_pixels, f"The picture {name}")
-            return _to_rgb(image, f"The picture {name}")
+            check_pixels(image.size, max_pixels, name)
+            return _to_rgb(image, name)
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - damaged EXIF is no reason to refuse a good picture
+    except Exception:
         return image
     return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
 

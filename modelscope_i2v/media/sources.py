@@ -36,7 +36,7 @@ def open_source(source: Source, *, what: str, max_bytes: int) -> Iterator[tuple[
         InputError: if there is no such file, it is a directory or empty, or the download fails.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        file, name, ours = io.BytesIO(source), f"the given bytes of the {what}", True
+        file, name, ours = io.BytesIO(source), f"The {what} given as bytes", True
     elif isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         if text.lower().startswith(("http://", "https://")):
@@ -45,14 +45,18 @@ def open_source(source: Source, *, what: str, max_bytes: int) -> Iterator[tuple[
             file, name, ours = _open_path(text, what), repr(text), True
     elif hasattr(source, "read"):
         file, ours = _seekable(source, what, max_bytes), False
-        name = repr(getattr(source, "name", f"the {what}'s file object"))
+        name = getattr(source, "name", None)
+        name = repr(name) if isinstance(name, str) else f"The {what}'s file object"
     else:
         raise InputError(
-            f"A {what} cannot be read from {type(source).__name__}; give a path, a URL, bytes or a file object."
+            f"A {what} cannot be read from {type(source).__name__}; give a path, URL, bytes or file object."
         )
     try:
         start = file.tell()
-        if not file.read(1):
+        first = file.read(1)
+        if isinstance(first, str):
+            raise InputError(f"{name} is open as text; open it in binary mode ('rb').")
+        if not first:
             raise InputError(f"{name} is empty; a {what} was expected.")
         file.seek(start)
         yield file, name
@@ -64,11 +68,11 @@ def open_source(source: Source, *, what: str, max_bytes: int) -> Iterator[tuple[
 def _open_path(text: str, what: str) -> BinaryIO:
     if text.lower().startswith("file:"):
         text = urllib.request.url2pathname(urllib.parse.urlparse(text).path)
+    if not text:
+        raise InputError(f"The path of the {what} is empty.")
     path = Path(text)
     try:
-        mode = os.stat(path).st_mode if text else 0
-        if not text:
-            raise InputError(f"The path of the {what} is empty.")
+        mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise InputError(f"{text!r} is a directory; a {what} file was expected.")
         if not stat.S_ISREG(mode):
@@ -89,8 +93,6 @@ def _seekable(file: BinaryIO, what: str, max_bytes: int) -> BinaryIO:
     except AttributeError:
         pass  # a bare object with read(), as some web frameworks hand over
     data = file.read(max_bytes + 1)
-    if isinstance(data, str):
-        raise InputError(f"The {what}'s file object is open as text; open it in binary mode ('rb').")
     _check_size(len(data), max_bytes, f"the {what}'s file object")
     return io.BytesIO(data)
 

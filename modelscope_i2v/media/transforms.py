@@ -71,9 +71,7 @@ def content_box(
     return (height - inner_height) // 2, (width - inner_width) // 2, inner_height, inner_width
 
 
-def frames_to_tensor(
-    frames: np.ndarray | torch.Tensor, height: int, width: int, fit: str = "stretch"
-) -> torch.Tensor:
+def frames_to_tensor(frames: np.ndarray, height: int, width: int, fit: str = "stretch") -> torch.Tensor:
     """Bring frames to the size and range that the autoencoder takes.
 
     Args:
@@ -87,11 +85,10 @@ def frames_to_tensor(
         original.
     """
     _check_fit(fit)
-    frames = torch.as_tensor(frames)
     count, frame_height, frame_width, _ = frames.shape
     video = torch.empty(count, 3, height, width)
     for frame, out in zip(frames, video):  # one at a time: 32 frames of 4K as floats would be 3 GB
-        pixels = frame.permute(2, 0, 1)[None].contiguous().float().div(255).sub(0.5).div(0.5)
+        pixels = torch.tensor(frame).permute(2, 0, 1)[None].contiguous().float().div(255).sub(0.5).div(0.5)
         if fit == "stretch":
             out.copy_(_resize(pixels, height, width)[0])
         elif fit == "crop":

@@ -109,7 +109,7 @@ class _Reader:
         self.frames: list[np.ndarray] = []
         self.times: list[float] = []
         self.sound: list[tuple[float | None, np.ndarray]] = []  # seconds, samples [channels, n]
-        self.damage = ""
+        self.damage = self.sound_damage = ""
 
     def read(self) -> Video:
         stream = _video_stream(self.container)
@@ -118,7 +118,7 @@ class _Reader:
             raise InputError(f"{self.name} holds {what}; a video was expected.")
         width, height = _square_size(stream.codec_context.width, stream.codec_context.height, stream)
         if width and height:  # a raw stream tells its size only with its first frame
-            check_pixels((width, height), self.max_pixels, f"The video {self.name}")
+            check_pixels((width, height), self.max_pixels, self.name)
         stream.thread_type = "AUTO"
         self._decode(stream)
         count = len(self.frames)
@@ -126,17 +126,14 @@ class _Reader:
         if not count:
             raise InputError(f"{self.name} has no frame that can be decoded{reason}.")
         if reason:
-            logger.warning(
-                "%s is damaged or cut short%s; the %d frames that can be decoded are used.",
-                self.name,
-                reason,
-                count,
-            )
+            logger.warning("%s is damaged or cut short%s; %d frames are used.", self.name, reason, count)
+        if self.sound_damage:
+            logger.warning("%s: some of its sound cannot be decoded (%s).", self.name, self.sound_damage)
         fps = _rate(self.times, stream)
         return Video(np.stack(self.frames), fps, self._audio(count / fps), stream.frames or None)
 
     def _decode(self, stream: av.VideoStream) -> None:
-        sounds = list(self.container.streams.audio[:1])
+        sounds = [sound for sound in self.container.streams.audio if sound.codec_context is not None][:1]
         resampler = _resampler(sounds[0]) if sounds else None
         packets = self.container.demux(stream, *sounds)
         while not (self._full() and not sounds):
@@ -159,16 +156,15 @@ class _Reader:
                 break
             try:
                 self._take_sound(packet, resampler)
-            except (av.FFmpegError, ValueError) as error:
-                logger.warning("The sound of %s cannot be decoded (%s); it is left out.", self.name, error)
-                sounds, self.sound = [], []
+            except (av.FFmpegError, ValueError) as error:  # ValueError: it changes its format on the way
+                self.sound_damage = _reason(error)
 
     def _full(self) -> bool:
         return self.max_frames is not None and len(self.frames) >= self.max_frames
 
     def _take(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
         width, height = _square_size(frame.width, frame.height, stream)
-        check_pixels((width, height), self.max_pixels, f"The video {self.name}")
+        check_pixels((width, height), self.max_pixels, self.name)
         pixels = _upright(frame.reformat(width, height, "rgb24").to_ndarray(), frame)
         if self.frames and pixels.shape != self.frames[0].shape:  # some streams change size on the way
             pixels = np.asarray(Image.fromarray(pixels).resize(self.frames[0].shape[1::-1]))
@@ -176,8 +172,7 @@ class _Reader:
         self.times.append(float("nan") if frame.time is None else frame.time)
 
     def _take_sound(self, packet: av.Packet, resampler: av.AudioResampler) -> None:
-        frames = list(packet.decode())
-        for frame in frames:
+        for frame in packet.decode():
             for piece in resampler.resample(frame):
                 self.sound.append((piece.time, piece.to_ndarray()))
 
@@ -255,14 +250,14 @@ def _read_webp(file: BinaryIO, name: str, max_frames: int | None, max_pixels: in
         with without_pil_limit():
             image = Image.open(file, formats=["WEBP"])
         with image:
-            check_pixels(image.size, max_pixels, f"The video {name}")
+            check_pixels(image.size, max_pixels, name)
             total = getattr(image, "n_frames", 1)
             for index in range(min(total, max_frames or total)):
                 image.seek(index)
                 frames.append(np.asarray(image.convert("RGB")))
                 milliseconds += image.info.get("duration", 0)
     except (OSError, SyntaxError, EOFError) as error:
-        raise InputError(f"The video {name} is damaged or cut short: {error}.") from error
+        raise InputError(f"{name} is damaged or cut short: {error}.") from error
     fps = 1000 * len(frames) / milliseconds if len(frames) > 1 and milliseconds > 0 else DEFAULT_FPS
     return Video(np.stack(frames), fps, None, total)
 

@@ -6,6 +6,7 @@ crash nor a full disk nor Ctrl-C leaves half a file, and an older result stays u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -105,6 +106,8 @@ def check_output(path: str | os.PathLike[str]) -> Path:
             raise OutputError(f"The folder {str(target.parent)!r} of the output {text!r} does not exist.")
         if target.is_file() and not os.access(target, os.W_OK):
             raise OutputError(f"The output {text!r} exists and is write-protected.")
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target)  # a name that is too long, or holds what this system's names cannot
         # Permissions lie (network drives, Windows' lists of them); a file that could be made does not.
         probe = _temporary(target)
         probe.touch()
@@ -155,7 +158,8 @@ def write_video(
     except VideoError:
         raise
     except (av.FFmpegError, OSError) as error:
-        raise OutputError(f"The output {os.fspath(path)!r} could not be written: {error}.") from error
+        reason = error.strerror or error  # without the temporary name, which means nothing to anybody
+        raise OutputError(f"The output {os.fspath(path)!r} could not be written: {reason}.") from error
     finally:
         _remove(temporary)
     return os.fspath(path)
@@ -225,8 +229,8 @@ def _check_folder(target: Path, text: str) -> None:
     for index, entry in enumerate(sorted(target.iterdir()), start=1):
         if entry.name != FRAME_NAME.format(index) or not entry.is_file():
             raise OutputError(
-                f"The output {text!r} is a directory with other things in it ({entry.name!r}); name a file in "
-                "it, or a new or empty folder for PNG pictures."
+                f"The output {text!r} is a directory with other things in it ({entry.name!r}); name a file "
+                "in it, or a new or empty folder for PNG pictures."
             )
 
 
@@ -273,8 +277,8 @@ def _checked(frame: np.ndarray, shape: tuple[int, ...], index: int) -> np.ndarra
         raise InputError(f"Frame {index} is {what}; a uint8 array [height, width, 3] was expected.")
     if frame.shape != shape or 0 in shape:
         raise InputError(
-            f"Frame {index} is {frame.shape[1]}x{frame.shape[0]} pixels; all frames of a video have one size, "
-            f"and the first has {shape[1]}x{shape[0]}."
+            f"Frame {index} is {frame.shape[1]}x{frame.shape[0]} pixels; all frames of a video have one "
+            f"size, and the first has {shape[1]}x{shape[0]}."
         )
     return np.ascontiguousarray(frame)
 
