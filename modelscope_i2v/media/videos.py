@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 import av
 import numpy as np
-from av.stream import Disposition
 from PIL import Image
 
 from ..errors import InputError
@@ -24,6 +23,7 @@ DEFAULT_FPS = 8.0
 AUDIO_RATE = 48_000
 """Sampling rate, in Hz, that all sound is brought to; both AAC and Opus take it."""
 
+_ATTACHED_PICTURE = 0x400  # FFmpeg's flag; older PyAV has no name for it
 _MAX_BYTES = 2_000_000_000
 # Playlists and the like could make FFmpeg open other files or addresses; nothing but the given file is read.
 _OPTIONS = {"protocol_whitelist": "data"}
@@ -199,7 +199,7 @@ class _Reader:
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """The first track of moving pictures; a cover picture beside sound is none."""
     for stream in container.streams.video:
-        if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic:
+        if stream.codec_context is not None and not int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
             return stream
     return None
 
