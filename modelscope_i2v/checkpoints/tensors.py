@@ -148,8 +148,8 @@ def _read_safetensors(_: Path, mapped: MappedFile) -> tuple[dict[str, Tensor], i
         if dtype is None:
             raise ValueError(f"the tensor {key} has the unknown type {entry['dtype']}")
         shape, (first, last) = entry["shape"], entry["data_offsets"]
-        if last - first != prod(shape) * dtype.itemsize:
-            raise ValueError(f"the tensor {key} has {last - first} bytes, which {dtype} {shape} has not")
+        if first < 0 or last - first != prod(shape) * dtype.itemsize:
+            raise ValueError(f"the tensor {key}, {dtype} {shape}, cannot be bytes {first} to {last}")
         tensors[key] = mapped.tensor(dtype, start + first, prod(shape)).view(shape)
     step = str(metadata.get("step", ""))
     return tensors, int(step) if step.isdecimal() else None

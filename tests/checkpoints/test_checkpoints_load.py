@@ -1,0 +1,97 @@
+"""Tensors become modules: cast once, checked first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_files import Little, little_state, on_meta
+
+from modelscope_i2v.checkpoints.load import load_module
+from modelscope_i2v.checkpoints.tensors import read_tensors
+from modelscope_i2v.errors import CheckpointError
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.float64])
+def test_values_types_and_modes(tmp_path: Path, dtype: torch.dtype, stored: torch.dtype) -> None:
+    state = little_state(dtype=stored)
+    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, tmp_path / "a.pth")
+    module = load_module(
+        on_meta(),
+        read_tensors(tmp_path / "a.pth"),
+        dtype=dtype,
+        keep_float32=lambda name, tensor: name.startswith("norm."),
+    )
+    assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
+    for key, tensor in module.state_dict().items():
+        right = state[key]
+        if right.is_floating_point():
+            right = right.to(torch.float32 if key.startswith("norm.") else dtype)
+        assert tensor.dtype == right.dtype and torch.equal(tensor, right), key
+    x = torch.ones(1, 3, dtype=dtype)
+    reference = Little()
+    reference.load_state_dict(little_state())
+    expected = reference.first(torch.ones(1, 3))
+    assert torch.allclose(module.first(x).float(), expected, atol=2e-2)
+
+
+def test_tensors_of_the_right_type_are_not_copied(tmp_path: Path) -> None:
+    torch.save(little_state(), tmp_path / "a.pth")
+    file = read_tensors(tmp_path / "a.pth")
+    module = load_module(on_meta(), file)
+    assert module.first.weight.data_ptr() == file.tensors["first.weight"].data_ptr()
+    half = load_module(on_meta(), file, dtype=torch.float16)
+    assert torch.equal(half.first.weight, file.tensors["first.weight"].half())
+
+
+def test_the_module_outlives_the_file_object(tmp_path: Path) -> None:
+    torch.save(little_state(), tmp_path / "a.pth")
+    module = load_module(on_meta(), read_tensors(tmp_path / "a.pth"))
+    assert torch.equal(module.last.weight, little_state()["last.weight"])
+
+
+def test_missing_unexpected_and_other_shapes_are_named() -> None:
+    state = little_state()
+    del state["first.weight"], state["count"]
+    state |= {"extra.a": torch.zeros(1), "last.bias": torch.zeros(5)}
+    with pytest.raises(CheckpointError) as raised:
+        load_module(on_meta(), state, source="somewhere/unet.pth")
+    text = str(raised.value)
+    assert text.startswith("somewhere/unet.pth does not fit")
+    assert "2 keys are missing: count, first.weight" in text
+    assert "1 key is unexpected: extra.a" in text
+    assert "1 shape is different: last.bias is [5] and should be [2]" in text
+
+
+def test_only_the_first_few_keys_are_named() -> None:
+    state = {**little_state(), **{f"extra.{index}": torch.zeros(1) for index in range(1500)}}
+    with pytest.raises(
+        CheckpointError, match=r"1,500 keys are unexpected: extra\.0, .*extra\.3 and 1,496 more\.$"
+    ):
+        load_module(on_meta(), state)
+
+
+def test_nothing_is_loaded_when_something_is_wrong() -> None:
+    module = on_meta()
+    with pytest.raises(CheckpointError, match="^this file does not fit the network"):
+        load_module(module, {"first.weight": torch.zeros(4, 3)})
+    assert all(tensor.is_meta for tensor in module.state_dict().values())
+
+
+def test_ignored_keys_and_prefixes() -> None:
+    state = {**little_state(), "loss.logvar": torch.zeros(1), "logit_scale": torch.zeros(1)}
+    load_module(on_meta(), state, ignore=("loss.", "logit_scale"))
+    with pytest.raises(CheckpointError, match="logit_scale"):
+        load_module(on_meta(), state, ignore=("loss.", "logit"))
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_straight_to_the_device(tmp_path: Path, device: str, dtype: torch.dtype) -> None:
+    torch.save(little_state(), tmp_path / "a.pth")
+    module = load_module(on_meta(), read_tensors(tmp_path / "a.pth"), dtype=dtype, device=device)
+    assert {str(tensor.device) for tensor in module.state_dict().values()} == {device}
+    assert module.first.weight.dtype == dtype
+    assert torch.equal(module.first.weight.cpu(), little_state()["first.weight"].to(dtype))
