@@ -23,7 +23,10 @@ DEFAULT_FPS = 8.0
 AUDIO_RATE = 48_000
 """Sampling rate, in Hz, that all sound is brought to; both AAC and Opus take it."""
 
-_ATTACHED_PICTURE = 0x400  # FFmpeg's flag; older PyAV has no name for it
+_ATTACHED_PICTURE = 0x400  # FFmpeg's flag; what PyAV offers for it differs from version to version
+_MATRICES = {1, 5, 6, 7, 9}
+"""H.273's numbers of the matrices between YUV and RGB that FFmpeg's scaler knows."""
+
 _MAX_BYTES = 2_000_000_000
 # Playlists and the like could make FFmpeg open other files or addresses; nothing but the given file is read.
 _OPTIONS = {"protocol_whitelist": "data"}
@@ -165,7 +168,12 @@ class _Reader:
     def _take(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
         width, height = _square_size(frame.width, frame.height, stream)
         check_pixels((width, height), self.max_pixels, self.name)
-        pixels = _upright(frame.reformat(width, height, "rgb24").to_ndarray(), frame)
+        # Not every PyAV looks at these by itself. FFmpeg's scaler has the same numbers as the frame's tag.
+        matrix = frame.colorspace if frame.colorspace in _MATRICES else None
+        rgb = frame.reformat(
+            width, height, "rgb24", src_colorspace=matrix, src_color_range=frame.color_range or None
+        )
+        pixels = _upright(rgb.to_ndarray(), frame)
         if self.frames and pixels.shape != self.frames[0].shape:  # some streams change size on the way
             pixels = np.asarray(Image.fromarray(pixels).resize(self.frames[0].shape[1::-1]))
         self.frames.append(pixels)
@@ -199,7 +207,8 @@ class _Reader:
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """The first track of moving pictures; a cover picture beside sound is none."""
     for stream in container.streams.video:
-        if stream.codec_context is not None and not int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE:
+        disposition = getattr(getattr(stream, "disposition", None), "value", 0)
+        if stream.codec_context is not None and not disposition & _ATTACHED_PICTURE:
             return stream
     return None
 

@@ -42,6 +42,15 @@ def tone(seconds: float, channels: int = 2) -> Audio:
     return Audio(np.stack([wave] * channels).astype(np.float32))
 
 
+def sounds_like(samples: np.ndarray, expected: np.ndarray) -> bool:
+    """Equal up to coding, and to the milliseconds in which Matroska counts."""
+    inner = slice(100, expected.shape[1] - 100)
+    errors = (
+        np.abs(np.roll(samples, lag, 1)[:, inner] - expected[:, inner]).mean() for lag in range(-72, 73)
+    )
+    return samples.shape == expected.shape and min(errors) < 0.02
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_written_can_be_read(name: str, frames: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / name
@@ -75,7 +84,7 @@ def test_mp4_is_what_browsers_play(frames: np.ndarray) -> None:
         assert (context.name, context.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 8)
         frame = next(container.decode(video=0))
     # BT.709, limited range, and said so: without it players guess by the size of the picture.
-    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (1, 1, 1, 1)
+    assert (frame.colorspace, context.color_primaries, context.color_trc, frame.color_range) == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +141,13 @@ def test_sound_is_cut_to_the_frames(
     audio = read_video(path).audio.samples
     assert audio.shape[0] == channels
     heard = slice(2400, round(min(seconds, 9 / 8) * 48000) - 2400)
-    np.testing.assert_allclose(audio[:, heard], tone(seconds, channels).samples[:, heard], atol=0.1)
+    assert sounds_like(audio[:, heard], tone(seconds, channels).samples[:, heard])
 
 
 def test_a_videos_own_sound_goes_along(moving_square, encode) -> None:
     source = read_video(encode(moving_square(10, 32, 48), tone=440.0))
     copy = read_video(encode_video(source.frames, fps=source.fps, audio=source.audio))
-    np.testing.assert_allclose(copy.audio.samples[:, 2400:], source.audio.samples[:, 2400:], atol=0.1)
+    assert sounds_like(copy.audio.samples[:, 2400:], source.audio.samples[:, 2400:])
 
 
 def test_formats_without_sound_leave_it_out(frames: np.ndarray) -> None:
