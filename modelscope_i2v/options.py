@@ -241,7 +241,8 @@ def check(name: str, value: Any) -> Any:
 def _unknown(name: str, family: Family, known: Collection[str], also_known: Collection[str]) -> str:
     if name in FIELDS:
         return f"{family.task} has no option {name!r}."
-    near = difflib.get_close_matches(name, [*known, *also_known], n=1, cutoff=0.5)
+    names = [*known, *also_known]
+    near = [other for other in names if name in other] or difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
     return f"{family.task} has no option {name!r}; {hint}"
 
