@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace
 from PIL import Image
 
 from ..errors import InputError
@@ -168,10 +169,14 @@ class _Reader:
     def _take(self, frame: av.VideoFrame, stream: av.VideoStream) -> None:
         width, height = _square_size(frame.width, frame.height, stream)
         check_pixels((width, height), self.max_pixels, self.name)
-        # Not every PyAV looks at these by itself. FFmpeg's scaler has the same numbers as the frame's tag.
-        matrix = frame.colorspace if frame.colorspace in _MATRICES else None
+        # PyAV before 17 heeds the tagged matrix only where source and target differ by name (RGB has none).
+        tagged = frame.colorspace in _MATRICES
         rgb = frame.reformat(
-            width, height, "rgb24", src_colorspace=matrix, src_color_range=frame.color_range or None
+            width,
+            height,
+            "rgb24",
+            src_colorspace=frame.colorspace if tagged else None,
+            dst_colorspace=Colorspace.ITU601 if tagged else None,
         )
         pixels = _upright(rgb.to_ndarray(), frame)
         if self.frames and pixels.shape != self.frames[0].shape:  # some streams change size on the way

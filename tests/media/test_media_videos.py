@@ -254,3 +254,32 @@ def test_area_is_limited(moving_square, encode) -> None:
     assert read_video(data, max_pixels=32 * 48).frames.shape == (2, 32, 48, 3)
     with pytest.raises(InputError, match=r"48x32 = 1,536 pixels.*limit of 1,535.*max_pixels"):
         read_video(data, max_pixels=32 * 48 - 1)
+
+
+@pytest.mark.parametrize("matrix", [1, 5])
+@pytest.mark.parametrize("full", [False, True])
+def test_tagged_matrix_and_range_are_heeded(matrix: int, full: bool) -> None:
+    """A red plane in BT.709 or BT.601, in limited or full range."""
+    planes = {
+        (1, False): (63, 102, 240),
+        (5, False): (81, 90, 240),
+        (1, True): (54, 99, 255),
+        (5, True): (76, 85, 255),
+    }
+    frame = av.VideoFrame(64, 64, "yuv420p")
+    for plane, value in zip(frame.planes, planes[matrix, full], strict=True):
+        plane.update(bytes([value]) * plane.buffer_size)
+    frame.colorspace, frame.color_range, frame.pts, frame.time_base = (
+        matrix,
+        2 if full else 1,
+        0,
+        Fraction(1, 8),
+    )
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 2 if full else 1
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert np.abs(read_video(file.getvalue()).frames.astype(int) - (255, 0, 0)).max() <= 4
