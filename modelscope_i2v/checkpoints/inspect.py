@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..families import FAMILIES
 from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .directory import ModelDirectory
-from .kinds import Kind, Part, identify
+from .kinds import Kind, identify
 from .load import AUTOENCODER_UNUSED, CLIP_UNUSED, Differences, differences
-from .tensors import TensorFile, read_tensors, select
+from .tensors import read_tensors, select
 
 _GB = 1e9
 
@@ -92,40 +93,41 @@ class Report:
 def inspect(path: str | Path) -> Report:
     """Looks into a weights file, or into a model directory and the files that it names.
 
-    A file alone is compared with the hub's full-size network of its kind, a directory's files with
-    the networks that its configuration describes.
+    A directory's files are compared with the networks that its configuration describes, and so is
+    one of them alone; any other file with the hub's full-size network of its kind.
 
     Raises:
         CheckpointError: for what cannot be read at all.
     """
     path = Path(path)
-    if path.is_file():
-        file = read_tensors(path)
-        kind = identify(file.tensors)
-        return Report(path, None, [_report(file, kind, *_hub_network(kind))])
+    if not path.is_file():
+        directory = ModelDirectory.open(path)
+        reports = [_report(part, *network) for part, network in _networks(directory).items()]
+        return Report(path, directory.family.task, reports, directory.defaults)
+    try:
+        network = _networks(ModelDirectory.open(path.parent)).get(path)
+    except CheckpointError:  # it stands somewhere else
+        network = None
+    return Report(path, None, [_report(path, *(network or (None, None, ())))])
 
-    directory = ModelDirectory.open(path)
-    parts: list[tuple[Path, nn.Module, tuple[str, ...]]] = [
-        (directory.unet_path, _build_unet(directory.unet), ()),
-        (directory.clip_path, *_build_clip(directory.clip, directory.family.condition)),
-        (directory.autoencoder_path, _build_autoencoder(directory.autoencoder), AUTOENCODER_UNUSED),
-    ]
-    reports = []
-    for part, module, unused in parts:
-        file = read_tensors(part)
-        reports.append(
-            _report(file, identify(file.tensors), "what the configuration describes", module, unused)
-        )
-    return Report(path, directory.family.task, reports, directory.defaults)
+
+def _networks(directory: ModelDirectory) -> dict[Path, tuple[str, nn.Module, tuple[str, ...]]]:
+    """By file: what its network is called, the network, and what the file may hold besides."""
+    name = "what the configuration describes"
+    return {
+        directory.unet_path: (name, _build_unet(directory.unet), ()),
+        directory.clip_path: (name, *_build_clip(directory.clip, directory.family.condition)),
+        directory.autoencoder_path: (name, _build_autoencoder(directory.autoencoder), AUTOENCODER_UNUSED),
+    }
 
 
 def _report(
-    file: TensorFile,
-    kind: Kind | None,
-    compared_with: str | None,
-    module: nn.Module | None,
-    unused: tuple[str, ...] = (),
+    path: Path, compared_with: str | None, module: nn.Module | None, unused: tuple[str, ...]
 ) -> FileReport:
+    file = read_tensors(path)
+    kind = identify(file.tensors)
+    if module is None:
+        compared_with, module, unused = _hub_network(kind)
     dtypes: dict[str, int] = {}
     for tensor in file.tensors.values():
         name = str(tensor.dtype).removeprefix("torch.")
@@ -133,10 +135,10 @@ def _report(
     expected: Mapping[str, Tensor] = module.state_dict() if module is not None else {}
     given = select(file.tensors, expected)
     return FileReport(
-        path=file.path,
+        path=path,
         kind=kind.name if kind else "unknown",
         format=file.format,
-        size=file.path.stat().st_size,
+        size=path.stat().st_size,
         parameters=_numbers(file.tensors),
         dtypes=dtypes,
         step=file.step,
@@ -148,7 +150,7 @@ def _report(
 
 def _hub_network(kind: Kind | None) -> tuple[str | None, nn.Module | None, tuple[str, ...]]:
     """The full-size network of a kind, what it is called, and what its files may hold besides."""
-    part: Part | None = kind.part if kind else None
+    part = kind.part if kind else None
     if part == "unet" and kind is not None and kind.tasks:
         return f"the hub's {kind.tasks[0]} U-Net", _build_unet(FAMILIES[kind.tasks[0]].unet), ()
     if part == "autoencoder":

@@ -12,7 +12,8 @@ from torch import Tensor
 class MappedFile:
     """Maps a whole file copy-on-write: what is written to its tensors never reaches the disk.
 
-    The mapping lives as long as this object or any tensor from it.
+    The mapping lives as long as this object or any tensor from it. The file may be replaced
+    meanwhile (``os.replace``; not on Windows), but not be overwritten in place or cut.
     """
 
     def __init__(self, path: Path) -> None:

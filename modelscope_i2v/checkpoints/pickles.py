@@ -86,8 +86,9 @@ class _TypedView(View):
     __slots__ = ()
 
     def __new__(cls, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-        _, key, size_in_bytes = storage
-        dtype = rest[2]
+        if not isinstance(storage, Storage) or not isinstance(rest[2], torch.dtype):
+            raise pickle.UnpicklingError("a tensor without a storage or a type")
+        dtype, (_, key, size_in_bytes) = rest[2], storage
         return View(Storage((dtype, key, size_in_bytes // dtype.itemsize)), offset, size, stride)
 
 

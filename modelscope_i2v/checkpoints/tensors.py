@@ -22,6 +22,8 @@ SUFFIXES = (".safetensors", ".pth", ".bin", ".ckpt", ".pt")
 """What weights files are called; what they are, their first bytes tell."""
 
 _NESTS = ("state_dict", "model_state_dict", "model", "module")
+_DEPTH = 4
+"""How deep such nests go at most: a dictionary may hold itself."""
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
 _SAFETENSORS_DTYPES = {
@@ -224,7 +226,9 @@ def _read_legacy(path: Path, mapped: MappedFile) -> tuple[dict[str, Tensor], int
 def _tensors(content: Any, locate: Callable[[Storage], Tensor]) -> tuple[dict[str, Tensor], int | None]:
     """The state dict in ``content`` as tensors, and the step beside it."""
     step = None
-    while isinstance(content, dict):
+    for _ in range(_DEPTH):
+        if not isinstance(content, dict):
+            break
         for key in ("step", "global_step", "iteration"):
             if step is None and type(content.get(key)) is int:
                 step = content[key]

@@ -147,6 +147,17 @@ def test_a_damaged_full_size_unet(tmp_path: Path) -> None:
     assert "out.2.bias is [7] and should be [4]" in text
 
 
+def test_a_file_of_a_small_model(tmp_path: Path) -> None:
+    model = make_model(tmp_path, I2V)
+    for path in (model.unet_path, model.clip_path, model.autoencoder_path):
+        report = inspect(path)
+        assert report.task is None and not report.files[0].differences
+        assert report.files[0].compared_with == "what the configuration describes"
+    other = tmp_path / "other.pth"
+    model.unet_path.rename(other)
+    assert inspect(other).files[0].differences.shapes  # no longer the configuration's file
+
+
 def test_an_unknown_file(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(3, 2)}, tmp_path / "a.pt")
     (file,) = inspect(tmp_path / "a.pt").files

@@ -343,6 +343,14 @@ def test_other_zip_archives(tmp_path: Path) -> None:
         read_tensors(path)
 
 
+def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read_tensors(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, [1, 2], {"a": 1}, torch.ones(3)])
 def test_a_file_without_tensors(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
