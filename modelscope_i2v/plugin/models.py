@@ -1,0 +1,112 @@
+"""The three tasks' models, in ModelScope's MODELS registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from modelscope.models.base.base_model import Model
+from modelscope.models.builder import MODELS
+from torch import Tensor
+
+from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..generator import Job, VideoGenerator
+from ..outputs import blacken
+from .registration import claim
+
+
+class MadeVideo(NamedTuple):
+    """One video before it is written."""
+
+    job: Job
+    frames: Tensor
+    """[frames, 3, height, width], about -1..1; for ``output_type="latent"`` the latents instead."""
+
+
+class VideoModel(Model):
+    """A checkpoint, ready to make videos.
+
+    Args:
+        model_dir: a checkpoint directory in the hub's layout.
+        device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; None: the best there is. Where there is no CUDA at
+            all, ``gpu`` and ``cuda`` mean that too, as everywhere in ModelScope.
+        dtype, torch_dtype: ``fp32``, ``fp16``, ``bf16`` or PyTorch's own; None: what suits the device.
+        attention, progress: see :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+        kwargs: the rest of the configuration's ``model`` section, which the directory's own reader reads.
+
+    Attributes:
+        generator: makes the videos.
+    """
+
+    family: ClassVar[Family]
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *args: Any,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        attention: str = "sdpa",
+        progress: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(str(model_dir), trust_remote_code=kwargs.get("trust_remote_code", False))
+        self.generator = VideoGenerator.from_directory(
+            model_dir,
+            task=self.family.task,
+            device=_present(device),
+            dtype=torch_dtype if dtype is None else dtype,
+            attention=attention,
+            progress=progress,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.generator.device
+
+    def forward(self, inputs: Mapping[str, Any]) -> dict[str, list[MadeVideo]]:
+        """Makes the videos of one sample, as the preprocessor returns it: ``{"sample": Sample}``.
+
+        Returns:
+            ``{"videos": […]}``, as many as the sample's ``num_videos``.
+        """
+        sample = inputs["sample"]
+        return {"videos": [self._make(Job.of(sample, i)) for i in range(sample.options.num_videos)]}
+
+    def _make(self, job: Job) -> MadeVideo:
+        (latents,) = self.generator.generate([job])
+        options = job.sample.options
+        if options.output_type == "latent":
+            return MadeVideo(job, latents)
+        return MadeVideo(job, blacken(self.generator.decode(latents, options), job.sample.content))
+
+
+def _present(device: str | torch.device | None) -> str | torch.device | None:
+    """ModelScope's ``gpu`` and ``cuda:0`` are wishes: without CUDA they mean the best there is."""
+    wish = str(device).lower().partition(":")[0] in ("gpu", "cuda")
+    return None if wish and not torch.cuda.is_available() else device
+
+
+@claim(MODELS, IMAGE_TO_VIDEO.task, IMAGE_TO_VIDEO.model_type)
+class ImageToVideoModel(VideoModel):
+    """Animates a picture."""
+
+    family = IMAGE_TO_VIDEO
+
+
+@claim(MODELS, VIDEO_TO_VIDEO.task, VIDEO_TO_VIDEO.model_type)
+class VideoToVideoModel(VideoModel):
+    """Makes a video larger and finer, guided by a text."""
+
+    family = VIDEO_TO_VIDEO
+
+
+@claim(MODELS, TEXT_TO_VIDEO.task, TEXT_TO_VIDEO.model_type)
+class TextToVideoModel(VideoModel):
+    """Makes a video of a text."""
+
+    family = TEXT_TO_VIDEO

@@ -1,0 +1,198 @@
+"""The three tasks' pipelines, in ModelScope's PIPELINES registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from modelscope.models.base.base_model import Model
+from modelscope.msdatasets import MsDataset
+from modelscope.outputs import OutputKeys
+from modelscope.pipelines.base import Pipeline
+from modelscope.pipelines.builder import PIPELINES, normalize_model_input
+from modelscope.preprocessors.builder import build_preprocessor
+from modelscope.utils.constant import DEFAULT_MODEL_REVISION, Invoke
+
+from ..errors import InputError
+from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..generator import VideoGenerator
+from ..outputs import check_paths, deliver
+from .models import MadeVideo, VideoModel
+from .preprocessors import VideoPreprocessor
+from .registration import FIELD, claim, preprocessor_type
+
+_LOADING = ("dtype", "torch_dtype", "attention", "progress")
+"""Keywords of the constructor that are the model's."""
+
+
+class VideoPipeline(Pipeline):
+    """Makes videos: ``pipe(input, output_video=path, **options)``.
+
+    Args:
+        model: a checkpoint directory, an id on the hub, or what ``Model.from_pretrained`` returned.
+        preprocessor: takes the place of the task's own.
+        device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; without a GPU, ``gpu`` means the CPU.
+        kwargs: ``dtype`` (or ``torch_dtype``), ``attention`` and ``progress`` are the model's
+            (:class:`.models.VideoModel`); the rest is ModelScope's.
+
+    Raises:
+        InputError, CheckpointError: for a model that cannot be used, before anything is computed.
+    """
+
+    family: ClassVar[Family]
+
+    def __init__(
+        self,
+        model: Any,
+        preprocessor: Any = None,
+        device: str | torch.device = "gpu",
+        device_map: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if device_map is not None:
+            raise InputError("device_map is not known to these models; device says where one runs.")
+        loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
+        kwargs.pop("auto_collate", None)
+        model = self._load(model, str(device), kwargs.get("trust_remote_code", False), loading)
+        if preprocessor is None:
+            kind = {"type": preprocessor_type(self.family), "model_dir": model.model_dir}
+            preprocessor = build_preprocessor(kind, FIELD)
+        # ModelScope knows no mps; what it does with a device's name concerns CUDA only.
+        place = model.generator.device
+        name = str(place) if place.type == "cuda" else "cpu"
+        super().__init__(model=model, preprocessor=preprocessor, device=name, auto_collate=False, **kwargs)
+        self.device = place
+        self._model_prepare = True  # the networks are where they belong
+
+    def _load(self, model: Any, device: str, trusted: bool, loading: Mapping[str, Any]) -> Any:
+        if isinstance(model, (list, tuple)) and len(model) == 1:
+            (model,) = model
+        if isinstance(model, str):
+            if trusted:
+                loading = {**loading, "trust_remote_code": True}
+            model = Model.from_pretrained(
+                normalize_model_input(model, DEFAULT_MODEL_REVISION),
+                device=device,
+                task=self.family.task,
+                model_prefetched=True,
+                invoked_by=Invoke.PIPELINE,
+                **loading,
+            )
+        if not isinstance(getattr(model, "generator", None), VideoGenerator):
+            raise InputError(
+                f"model is a {type(model).__name__}; it must be a checkpoint directory, an id on the hub, or "
+                f"a {VideoModel.__name__} (what Model.from_pretrained returns)."
+            )
+        if model.generator.family.task != self.family.task:
+            raise InputError(f"model is for {model.generator.family.task}, not for {self.family.task}.")
+        return model
+
+    @property
+    def generator(self) -> VideoGenerator:
+        """What makes the videos; it needs no ModelScope."""
+        return self.model.generator
+
+    def __call__(self, input: Any, output_video: Any = None, **options: Any) -> Any:
+        """Makes the video of an input, or of each in a list or an MsDataset.
+
+        Args:
+            input: what the task takes, bare or a dict with options beside it.
+            output_video: a path; for a list of inputs a list of paths, or one that gets numbered.
+            options: see :class:`modelscope_i2v.options.Options`.
+
+        Returns:
+            ``{"output_video": …}`` with the path, or the file's bytes where no path was given, or what
+            ``output_type`` says; a list of those for a list.
+
+        Raises:
+            InputError, OutputError: before any video is made, where that can be known.
+            OutOfMemoryError, NumericalError, Cancelled: while it is made.
+        """
+        if isinstance(input, MsDataset):
+            return self._one_by_one(input, output_video, options)
+        inputs = input if isinstance(input, list) else [input]
+        if self._has_steps_of_its_own():
+            paths = check_paths(output_video, ["mp4"] * len(inputs))
+            run = super().__call__
+            options.pop("batch_size", None)
+            made = [run(one, output_video=path, **options) for one, path in zip(inputs, paths)]
+        else:
+            videos = self.generator(inputs, output_video, **options)
+            made = [{OutputKeys.OUTPUT_VIDEO: video} for video in videos]
+        return made if isinstance(input, list) else made[0]
+
+    def _one_by_one(self, inputs: Any, output_video: Any, options: dict[str, Any]) -> Iterator[Any]:
+        if output_video is not None:
+            raise InputError("output_video cannot be given with a dataset: its length is not known.")
+        return (self(one, **options) for one in inputs)
+
+    def _has_steps_of_its_own(self) -> bool:
+        """Whether a subclass or a preprocessor changes a step; each step is then called by itself."""
+        steps = ("_sanitize_parameters", "preprocess", "forward", "postprocess")
+        changed = any(getattr(type(self), step) is not getattr(VideoPipeline, step) for step in steps)
+        return (
+            changed
+            or type(self.model).forward is not VideoModel.forward
+            or (type(self.preprocessor).__call__ is not VideoPreprocessor.__call__)
+        )
+
+    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
+        """Parts a call's keywords: the preprocessor's (all options), the model's (none), the output's."""
+        output = {"output_video": parameters.pop("output_video", None)}
+        return parameters, {}, output
+
+    def _check_input(self, input: Any) -> None:
+        """The preprocessor checks inputs: ModelScope's types know neither bytes nor pathlib's paths."""
+
+    def postprocess(self, inputs: Mapping[str, list[MadeVideo]], output_video: Any = None) -> dict[str, Any]:
+        """Writes what :meth:`forward` made, or returns it.
+
+        Raises:
+            OutputError: for a path that cannot be written.
+        """
+        videos = inputs["videos"]
+        paths = check_paths(output_video, [video.job.sample.options.output_type for video in videos])
+        made = [
+            video.frames
+            if video.job.sample.options.output_type == "latent"
+            else deliver(video.frames, video.job.sample, video.job.seed, path)
+            for video, path in zip(videos, paths)
+        ]
+        return {OutputKeys.OUTPUT_VIDEO: made if len(made) > 1 else made[0]}
+
+
+@claim(PIPELINES, IMAGE_TO_VIDEO.task, IMAGE_TO_VIDEO.pipeline_type)
+class ImageToVideoPipeline(VideoPipeline):
+    """Animates a picture.
+
+    >>> pipe = pipeline("image-to-video", model="damo/Image-to-Video")
+    >>> pipe("cat.png", output_video="cat.mp4")
+    {'output_video': 'cat.mp4'}
+    """
+
+    family = IMAGE_TO_VIDEO
+
+
+@claim(PIPELINES, VIDEO_TO_VIDEO.task, VIDEO_TO_VIDEO.pipeline_type)
+class VideoToVideoPipeline(VideoPipeline):
+    """Makes a video larger and finer, guided by a text.
+
+    >>> pipe = pipeline("video-to-video", model="damo/Video-to-Video")
+    >>> pipe({"video_path": "cat.mp4", "text": "A cat."}, output_video="large.mp4")
+    {'output_video': 'large.mp4'}
+    """
+
+    family = VIDEO_TO_VIDEO
+
+
+@claim(PIPELINES, TEXT_TO_VIDEO.task, TEXT_TO_VIDEO.pipeline_type)
+class TextToVideoPipeline(VideoPipeline):
+    """Makes a video of a text.
+
+    >>> pipe = pipeline("text-to-video-synthesis", model="damo/text-to-video-synthesis")
+    >>> pipe({"text": "A panda eating bamboo on a rock."}, output_video="panda.mp4")
+    {'output_video': 'panda.mp4'}
+    """
+
+    family = TEXT_TO_VIDEO

@@ -1,0 +1,60 @@
+"""The three tasks' preprocessors, in ModelScope's PREPROCESSORS registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from modelscope.preprocessors.base import Preprocessor
+from modelscope.preprocessors.builder import PREPROCESSORS
+from modelscope.utils.constant import ModeKeys
+
+from .. import samples
+from ..checkpoints.directory import ModelDirectory
+from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from .registration import FIELD, claim, preprocessor_type
+
+
+class VideoPreprocessor(Preprocessor):
+    """Reads an input and checks the options beside it.
+
+    Args:
+        model_dir: a checkpoint directory whose configuration.json sets defaults; None: the family's alone.
+        mode: ModelScope's; these models are used for inference only.
+    """
+
+    family: ClassVar[Family]
+
+    def __init__(
+        self, model_dir: str | Path | None = None, mode: str = ModeKeys.INFERENCE, **kwargs: Any
+    ) -> None:
+        super().__init__(mode)
+        self.defaults: dict[str, Any] = {}
+        if model_dir is not None:
+            self.defaults = ModelDirectory.open(model_dir, self.family.task).defaults
+
+    def __call__(self, data: Any, **options: Any) -> dict[str, samples.Sample]:
+        """An input, bare or a dict, as ``{"sample": Sample}``. Raises InputError."""
+        given = samples.resolve(self.family, data, options, self.defaults)
+        return {"sample": samples.read(self.family, *given)}
+
+
+@claim(PREPROCESSORS, FIELD, preprocessor_type(IMAGE_TO_VIDEO))
+class ImageToVideoPreprocessor(VideoPreprocessor):
+    """Reads a picture: a path, URL, PIL image, array (BGR), bytes, or ``{"image": …}``."""
+
+    family = IMAGE_TO_VIDEO
+
+
+@claim(PREPROCESSORS, FIELD, preprocessor_type(VIDEO_TO_VIDEO))
+class VideoToVideoPreprocessor(VideoPreprocessor):
+    """Reads a video and a text: ``{"video_path": …, "text": …}``, or a path alone."""
+
+    family = VIDEO_TO_VIDEO
+
+
+@claim(PREPROCESSORS, FIELD, preprocessor_type(TEXT_TO_VIDEO))
+class TextToVideoPreprocessor(VideoPreprocessor):
+    """Reads a text: ``{"text": …}``, or the text alone."""
+
+    family = TEXT_TO_VIDEO

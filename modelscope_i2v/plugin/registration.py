@@ -1,0 +1,211 @@
+"""How ModelScope comes to use this package's classes.
+
+ModelScope builds a class in two steps: it imports the module that its source index names for (registry,
+group, type), then takes what that registry holds under (group, type). :func:`register` points the index
+at the modules of this package, whose classes then register themselves with :func:`claim`.
+
+Each part of that is done right after ModelScope's own module was imported, or at once where that has
+happened already. So the order of the imports makes no difference, and ModelScope, which takes seconds, is
+not imported for the sake of it. Everything that differs between versions of ModelScope is in this file.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
+    from ..families import Family
+
+FIELD = "multi-modal"
+"""ModelScope's field of the three tasks; preprocessors are grouped by field, not by task."""
+
+_PACKAGE = __name__.rpartition(".")[0]
+
+
+def register() -> None:
+    """Makes ModelScope use this package for its tasks. Calling it again changes nothing."""
+    for name, action in _ACTIONS.items():
+        if (module := sys.modules.get(name)) is not None:
+            _apply(action, module)
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
+
+
+def claim(registry: Any, group: str, name: str) -> Callable[[type], type]:
+    """A class decorator that registers a class of ours in the place of ModelScope's.
+
+    A class that a third party has registered there on purpose stays.
+    """
+
+    def decorate(ours: type) -> type:
+        held = registry.get(name, group)
+        if held is None or _is_stock(held):
+            registry.register_module(group, name, ours, force=True)
+        return ours
+
+    return decorate
+
+
+def preprocessor_type(family: Family) -> str:
+    """The name of a family's preprocessor in ModelScope's PREPROCESSORS registry."""
+    return f"{family.task}-preprocessor"
+
+
+def classes_in_force() -> dict[str, str]:
+    """What ``pipeline(task)`` builds in this process, ``module.Class`` by task.
+
+    Imports ModelScope. A class that cannot be imported is told with the reason.
+    """
+    registry = import_module("modelscope.pipelines.builder").PIPELINES
+    index = _index()
+    found = {}
+    for family in _families():
+        module = index.get(("PIPELINES", family.task, family.pipeline_type), {}).get("module", "")
+        try:
+            if module:
+                import_module(module)
+            held = registry.get(family.pipeline_type, family.task)
+            found[family.task] = f"{held.__module__}.{held.__qualname__}" if held else "none"
+        except Exception as error:  # a stock module may fail in any way
+            found[family.task] = f"{module} (cannot be imported: {error})"
+    return found
+
+
+def _families() -> list[Family]:
+    from ..families import FAMILIES  # not needed by a process that does not use ModelScope
+
+    return list(FAMILIES.values())
+
+
+def _keys(registry: str) -> Iterator[tuple[str, str]]:
+    """The places (group, type) that this package fills in one of ModelScope's registries."""
+    for family in _families():
+        if registry == "PIPELINES":
+            yield family.task, family.pipeline_type
+        elif registry == "MODELS":
+            yield family.task, family.model_type
+        else:
+            yield FIELD, preprocessor_type(family)
+
+
+def _index() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """ModelScope's source index: a method's result since 1.23, a class attribute before."""
+    lazy = import_module("modelscope.utils.import_utils").LazyImportModule
+    return (lazy.get_ast_index() if hasattr(lazy, "get_ast_index") else lazy.AST_INDEX)["index"]
+
+
+def _is_stock(cls: Any) -> bool:
+    return getattr(cls, "__module__", "").partition(".")[0] == "modelscope"
+
+
+def _take_places(builder: ModuleType) -> None:
+    """Points the index at our modules, and keeps stock classes out of their places from now on."""
+    kind = builder.__name__.split(".")[1]  # pipelines, models, preprocessors
+    name = kind.upper()
+    registry, index = getattr(builder, name), _index()
+    places = set(_keys(name))
+    file = str(Path(__file__).with_name(f"{kind}.py"))
+    for place in places:
+        index[(name, *place)] = {"module": f"{_PACKAGE}.{kind}", "filepath": file, "imports": []}
+
+    original = registry._register_module
+    if getattr(original, "__module__", "") == __name__:
+        return
+
+    def register_module(
+        group_key: str = "default", module_name: Any = None, module_cls: Any = None, force: bool = False
+    ) -> None:
+        if (group_key, module_name) in places and not force and _is_stock(module_cls):
+            module_cls.group_key = group_key  # as the registry does: the class itself stays usable
+        else:
+            original(group_key=group_key, module_name=module_name, module_cls=module_cls, force=force)
+
+    registry._register_module = register_module
+
+
+def _default_models(metainfo: ModuleType) -> None:
+    for family in _families():
+        metainfo.DEFAULT_MODEL_FOR_PIPELINE.setdefault(family.task, (family.pipeline_type, family.hub_ids[0]))
+
+
+def _inputs(module: ModuleType) -> None:
+    kinds = module.InputType
+    for family in _families():
+        if family.takes_video:
+            inputs = {"video_path": kinds.VIDEO, "text": kinds.TEXT}
+        else:
+            inputs = {"image": kinds.IMAGE} if family.condition == "image" else {"text": kinds.TEXT}
+        module.TASK_INPUTS.setdefault(family.task, inputs)
+
+
+def _outputs(module: ModuleType) -> None:
+    for family in _families():
+        module.TASK_OUTPUTS.setdefault(family.task, [module.OutputKeys.OUTPUT_VIDEO])
+
+
+def _preprocessor_map(module: ModuleType) -> None:
+    for family in _families():
+        module.PREPROCESSOR_MAP.setdefault((family.model_type, family.task), preprocessor_type(family))
+
+
+Action = Callable[[ModuleType], None]
+
+_ACTIONS: dict[str, Action] = {
+    "modelscope.metainfo": _default_models,
+    "modelscope.pipeline_inputs": _inputs,
+    "modelscope.outputs.outputs": _outputs,
+    "modelscope.preprocessors.base": _preprocessor_map,
+    "modelscope.pipelines.builder": _take_places,
+    "modelscope.models.builder": _take_places,
+    "modelscope.preprocessors.builder": _take_places,
+}
+"""What is done to which of ModelScope's modules."""
+
+
+def _apply(action: Action, module: ModuleType) -> None:
+    try:
+        action(module)
+    except Exception as error:  # ModelScope itself must go on working
+        version = getattr(sys.modules.get("modelscope.version"), "__version__", "")
+        warnings.warn(
+            f"modelscope_i2v cannot take its place in ModelScope {version}: {module.__name__} is not as "
+            f"expected ({type(error).__name__}: {error}). Another version of ModelScope may be needed.",
+            stacklevel=2,
+        )
+
+
+class _AfterImport:
+    """A finder that lets the others find a module, and acts on it after its import."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name not in _ACTIONS:
+            return None
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, _ACTIONS[name])
+                return spec
+        return None
+
+
+class _Loader:
+    """Loads with another loader, which it leaves in its place, and then acts."""
+
+    def __init__(self, loader: Any, action: Action) -> None:
+        self.loader, self.action = loader, action
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        _apply(self.action, module)
