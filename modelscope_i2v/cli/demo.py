@@ -1,0 +1,89 @@
+"""``demo``: videos of the embedded small model, through ModelScope's pipeline, offline."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+from ..families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from .make import load_pipeline
+from .parser import PROGRAM, say
+
+_FOLDER = "modelscope-i2v-demo"
+_STEPS = 20
+_SEED = 0
+_TEXT = "A boat on the sea at sunset."
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    made = command(
+        "demo",
+        _run,
+        "make first videos, offline, with the small model that ships with the package",
+        "\n\nIt animates a picture, makes that video larger, and makes one of a text; beside each goes a\n"
+        "contact sheet (PNG) of its frames. It takes about a minute on a CPU.",
+        f"  {PROGRAM} demo\n  {PROGRAM} demo -o first-videos --task image-to-video\n",
+    )
+    made.add_argument(
+        "-o", "--output", metavar="DIR", default=_FOLDER, help="folder to write to (default: %(default)s)"
+    )
+    made.add_argument(
+        "--task", choices=list(FAMILIES), help="make the video of one task only (default: all three)"
+    )
+    made.add_argument("--no-progress", action="store_true", help="show no progress bars")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..embedded import picture
+
+    folder = Path(args.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {str(folder)!r} cannot be made: {error.strerror or error}.") from error
+    animated = folder / "image-to-video.mp4"
+    inputs: dict[str, Any] = {
+        IMAGE_TO_VIDEO.task: {"image": str(picture())},
+        VIDEO_TO_VIDEO.task: {"video_path": str(animated), "text": _TEXT},
+        TEXT_TO_VIDEO.task: {"text": _TEXT},
+    }
+    tasks = list(inputs) if args.task is None else [args.task]
+    if VIDEO_TO_VIDEO.task in tasks and IMAGE_TO_VIDEO.task not in tasks:
+        tasks.insert(0, IMAGE_TO_VIDEO.task)  # its video is the other's input
+    for task in tasks:
+        _make(task, inputs[task], folder / f"{task}.mp4", False if args.no_progress else None)
+    say("The embedded model shows that everything works; its weights are random for now, so expect")
+    say(f"colours, not scenes. For real videos: {PROGRAM} image-to-video --help")
+    return 0
+
+
+def _make(task: str, given: dict[str, Any], path: Path, progress: bool | None) -> None:
+    """One video and its contact sheet."""
+    from ..embedded import model_directory
+    from ..media.sheet import contact_sheet
+    from ..media.videos import read_video
+    from ..media.write import check_output
+
+    check_output(path)
+    start = time.monotonic()
+    pipe = load_pipeline(FAMILIES[task], model_directory(task), progress=progress)
+    pipe(given, output_video=str(path), num_inference_steps=_STEPS, seed=_SEED, progress=progress)
+    seconds = time.monotonic() - start
+    video = read_video(path)  # what the file holds, not what was meant to go into it
+    count, height, width = video.frames.shape[:3]
+    say(f"{task}: {path} ({count} frames of {width}x{height}, {seconds:.0f} s)")
+    sheet = path.with_suffix(".png")
+    temporary = sheet.with_name(f".{sheet.name}.part")
+    try:
+        contact_sheet(video.frames, fps=video.fps).save(temporary, "PNG")
+        temporary.replace(sheet)
+    except OSError as error:
+        raise OutputError(f"The contact sheet {str(sheet)!r} could not be written: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    say(f"{task}: {sheet} (its frames at a glance)")

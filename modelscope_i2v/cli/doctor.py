@@ -1,0 +1,196 @@
+"""``doctor``: what this machine has, what it lacks, and which models fit into it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+
+from ..families import FAMILIES, Family
+from ..version import __version__
+from .memory import Memory, main_memory, needed
+from .parser import PROGRAM, say
+
+_GB = 1e9
+
+_REQUIRED = {
+    "modelscope": "modelscope[framework]",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "open_clip": "open_clip_torch",
+    "av": "av",
+    "numpy": "numpy",
+    "PIL": "Pillow",
+    "safetensors": "safetensors",
+    "torchsde": "torchsde",
+    "tqdm": "tqdm",
+}
+"""What the package cannot do without: the name to import, and pip's."""
+
+_OPTIONAL = {"xformers": "for --attention xformers"}
+
+_CODECS = {
+    "libx264": "H.264, for .mp4, .mov and .mkv",
+    "aac": "sound of those",
+    "libvpx-vp9": "VP9, for .webm",
+    "libopus": "sound of .webm",
+    "gif": "for .gif",
+    "webp": "for .webp",
+}
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    command(
+        "doctor",
+        _run,
+        "tell what this machine has: versions, devices, codecs, and which models fit",
+        " It ends with exit code 1 if a package is missing.",
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    missing = _packages()
+    with _section("Devices"):
+        _devices()
+    with _section("Codecs"):
+        _codecs()
+    with _section("ModelScope"):
+        _plugin()
+    with _section("Full-size models (memory for weights, and an estimate for the default video)"):
+        _models()
+    if missing:
+        say()
+        say("Missing. This installs it:  pip install " + " ".join(f'"{name}"' for name in missing))
+    return 1 if missing else 0
+
+
+@contextlib.contextmanager
+def _section(title: str) -> Iterator[None]:
+    """One part of the report; what hinders it is part of the report."""
+    say()
+    say(title)
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # broken installations break in any way
+        reason = " ".join(str(error).split())
+        say(f"  cannot be told: {type(error).__name__}: {reason}")
+
+
+def _packages() -> list[str]:
+    """Prints versions and returns pip's names of what is missing."""
+    say(f"modelscope-i2v {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    say(f"  {sys.executable}")
+    say()
+    say("Packages")
+    missing = []
+    for module, name in _REQUIRED.items():
+        version = _version(module, name)
+        if version is None:
+            missing.append(name)
+        _row(name.partition("[")[0], version or f'missing: pip install "{name}"')
+    for name, use in _OPTIONAL.items():
+        _row(name, _version(name, name) or f"not there (optional, {use})")
+    return missing
+
+
+def _version(module: str, name: str) -> str | None:
+    """A package's version, None if it cannot be imported."""
+    with contextlib.suppress(ImportError, ValueError):
+        if importlib.util.find_spec(module) is None:
+            return None
+        try:
+            return metadata.version(name.partition("[")[0])
+        except metadata.PackageNotFoundError:
+            return "there, of unknown version"
+    return None
+
+
+def _devices() -> None:
+    memory = main_memory()
+    _row("cpu", f"{_memory(memory)}, {os.cpu_count()} cores")
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        _row(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {_memory(_cuda_memory(index))}")
+    if torch.backends.mps.is_available():
+        _row("mps", "Apple GPU, shares the machine's memory")
+    elif not torch.cuda.is_available():
+        _row("GPU", f"none that PyTorch {torch.__version__} can use")
+
+
+def _cuda_memory(index: int) -> Memory:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    return Memory(total, free)
+
+
+def _codecs() -> None:
+    from ..media.write import codecs
+
+    for name, there in codecs().items():
+        _row(name, f"{'yes' if there else 'missing'} ({_CODECS.get(name, 'video')})")
+
+
+def _plugin() -> None:
+    from ..plugin import startup
+
+    status = startup.status()
+    if status.enabled:
+        _row("enable", f"on ({', '.join(map(str, status.files))})")
+    else:
+        _row("enable", f"off: scripts need `import modelscope_i2v` ({PROGRAM} enable changes that)")
+    for task, name in startup.classes_in_force().items():
+        _row(task, name)
+
+
+def _models() -> None:
+    """Whether each family's model fits, by device."""
+    import torch
+
+    places = [("cpu", main_memory(), 4)]
+    places += [(f"cuda:{index}", _cuda_memory(index), 2) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        places.append(("mps", main_memory(), 2))
+    for task, family in FAMILIES.items():
+        say(f"  {task} ({family.num_frames} frames of {family.width}x{family.height})")
+        for name, memory, size in places:
+            _row(f"  {name}", _fits(family, memory, size, name == "cpu"), 12)
+
+
+def _fits(family: Family, memory: Memory | None, size: int, cpu: bool) -> str:
+    weights, working = needed(family, size)
+    total = weights + working
+    need = f"{total / _GB:.1f} GB in {'fp32' if size == 4 else 'fp16'} ({weights / _GB:.1f} GB are weights)"
+    if memory is None:
+        return f"needs {need}"
+    if total <= memory.free:
+        return f"fits: {need}"
+    if total <= memory.total:
+        return f"fits if other programs leave it the memory: {need}, free are {memory.free / _GB:.1f} GB"
+    half, half_working = needed(family, 2)
+    if cpu and half + half_working <= memory.total:
+        return f"fits with --dtype bf16 ({(half + half_working) / _GB:.1f} GB); {need}"
+    if half + needed(family, 2, sequential=True)[1] <= memory.total:
+        return f"fits only with --sequential-guidance or a smaller video: {need}"
+    if half < memory.total:
+        return f"fits only with a smaller video: {need}"
+    return f"too large: {need}, there are {memory.total / _GB:.1f} GB"
+
+
+def _memory(memory: Memory | None) -> str:
+    if memory is None:
+        return "memory unknown"
+    return f"{memory.total / _GB:.1f} GB memory, {memory.free / _GB:.1f} GB free"
+
+
+def _row(name: str, text: str, width: int = 24) -> None:
+    say(f"  {name:<{width}} {text}")

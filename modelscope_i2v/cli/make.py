@@ -1,0 +1,202 @@
+"""``image-to-video``, ``video-to-video`` and ``text-to-video``: from an input to a file."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import secrets
+import time
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, OutputError
+from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..options import FIELDS
+from .parser import PROGRAM, add_machine, add_options, given_options, note, say
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LONGEST_NAME = 60
+"""Letters of a name that is made from a text or a URL."""
+
+_OUTPUT = (
+    "file to write: .mp4, .mov, .mkv, .webm, .gif, .webp, or a name without an ending for a folder of PNGs "
+    "(default: a new .mp4 in this folder, named after the input)"
+)
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the three commands."""
+    made = command(
+        "image-to-video",
+        functools.partial(_run, IMAGE_TO_VIDEO),
+        "animate a picture",
+        examples=f"  {PROGRAM} image-to-video cat.png\n"
+        f"  {PROGRAM} image-to-video cat.png -o cat.gif --num-frames 16 --seed 7\n"
+        f"  {PROGRAM} image-to-video cat.png --model path/to/Image-to-Video --dtype bf16\n",
+        usage="IMAGE [-o PATH] [options]",
+    )
+    made.add_argument("input", metavar="IMAGE", help="a picture: a file or a URL")
+    _add_rest(made, IMAGE_TO_VIDEO)
+
+    made = command(
+        "video-to-video",
+        functools.partial(_run, VIDEO_TO_VIDEO),
+        "make a video larger and finer, guided by a text",
+        examples=f'  {PROGRAM} video-to-video cat.mp4 --text "A cat runs over a meadow."\n'
+        f"  {PROGRAM} video-to-video cat.mp4 --fit pad --height 720 --width 720\n",
+        usage="VIDEO [--text TEXT] [-o PATH] [options]",
+    )
+    made.add_argument("input", metavar="VIDEO", help="a video: a file or a URL")
+    made.add_argument("--text", default="", help="what the video shows, in English")
+    _add_rest(made, VIDEO_TO_VIDEO)
+
+    made = command(
+        "text-to-video",
+        functools.partial(_run, TEXT_TO_VIDEO),
+        "make a video of a text",
+        examples=f'  {PROGRAM} text-to-video "A panda eats bamboo on a rock."\n'
+        f'  {PROGRAM} text-to-video "A lighthouse at dusk." -o dusk.webm --num-inference-steps 25\n',
+        usage='"TEXT" [-o PATH] [options]',
+    )
+    made.add_argument("input", metavar="TEXT", help="what the video shows, in English and in quotes")
+    _add_rest(made, TEXT_TO_VIDEO)
+
+
+def _add_rest(parser: argparse.ArgumentParser, family: Family) -> None:
+    parser.add_argument("-o", "--output", metavar="PATH", help=_OUTPUT)
+    add_machine(parser, family.hub_ids[0])
+    add_options(parser, family)
+
+
+def _run(family: Family, args: argparse.Namespace) -> int:
+    """Checks all that can be checked before a model loads, then makes the videos."""
+    options = given_options(args, family)
+    given = _read_input(family, args, options)
+    output = _output(family, args, options.get("num_videos", 1))
+    seed = options.setdefault("seed", secrets.randbelow(2**32))
+
+    from ..checkpoints.directory import ModelDirectory
+    from ..devices import resolve_device
+
+    device = resolve_device(args.device)
+    directory = find_model(args.model, family)
+    ModelDirectory.open(directory, family.task)  # ModelScope's own errors speak of registries
+    start = time.monotonic()
+    pipe = load_pipeline(
+        family,
+        directory,
+        device=str(device),
+        dtype=args.dtype,
+        attention=args.attention,
+        progress=options.get("progress"),
+    )
+    made = pipe(given, output_video=str(output), **options)["output_video"]
+    seconds = time.monotonic() - start
+    hint = "" if args.seed is not None else f"; --seed {seed} makes it again"
+    for path in made if isinstance(made, list) else [made]:
+        say(f"Wrote {path}")
+    note(f"done in {seconds:.0f} s{hint}")
+    return 0
+
+
+def load_pipeline(family: Family, directory: Path, **settings: Any) -> Any:
+    """ModelScope's pipeline of a model directory, as anybody would build it."""
+    import modelscope_i2v
+
+    try:
+        from modelscope.pipelines import pipeline
+    except ImportError as error:
+        raise CheckpointError(
+            f"ModelScope cannot be imported ({error}); `{PROGRAM} doctor` tells what is missing."
+        ) from error
+    modelscope_i2v.register()
+    return pipeline(family.task, model=str(directory), **settings)
+
+
+def find_model(model: str, family: Family) -> Path:
+    """A model directory by its path, or downloaded by its id on the hub.
+
+    Raises:
+        CheckpointError: there is no such directory, and no such model on the hub.
+    """
+    if os.path.exists(model):  # unlike pathlib's, it takes a name that is too long for one that is not there
+        return Path(model)
+    if not _HUB_ID.fullmatch(model):
+        raise CheckpointError(
+            f"There is no model directory {model!r}; --model takes a directory, or an id on the ModelScope "
+            f"hub such as {family.hub_ids[0]}."
+        )
+    note(f"fetching {model} from the ModelScope hub (several GB the first time)")
+    try:
+        from modelscope.hub.snapshot_download import snapshot_download
+
+        return Path(snapshot_download(model))
+    except Exception as error:  # of the network, of the hub, of the disk: all without a common class
+        raise CheckpointError(
+            f"There is no model directory {model!r} here, and it could not be fetched from the ModelScope "
+            f"hub: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_input(family: Family, args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline's input, found to be readable."""
+    limit = options.get("max_pixels", FIELDS["max_pixels"].default)
+    if family.takes_video:
+        from ..media.videos import read_video
+
+        if not _is_url(args.input):  # which would be fetched twice
+            read_video(args.input, max_frames=1, max_pixels=limit)
+        return {"video_path": args.input, "text": args.text}
+    if family.condition == "image":
+        from ..media.images import load_image
+
+        return {"image": load_image(args.input, max_pixels=limit)}
+    return {"text": args.input}
+
+
+def _output(family: Family, args: argparse.Namespace, count: int) -> Path:
+    """Where the video goes, found to be writable."""
+    from ..media.write import check_output
+
+    path = check_output(args.output or _new_path(_stem(family, args.input), count))
+    if family.condition == "image" or family.takes_video:
+        for target in _numbered(path, count):
+            if target.exists() and Path(args.input).exists() and target.samefile(args.input):
+                raise OutputError(f"The output {str(target)!r} is the input itself; name another.")
+    return path
+
+
+def _new_path(stem: str, count: int) -> Path:
+    """A path in the current folder that overwrites nothing."""
+    path, number = Path(f"{stem}.mp4"), 0
+    while any(target.exists() for target in _numbered(path, count)):
+        number += 1
+        path = Path(f"{stem}-{number}.mp4")
+    return path
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    """The files that several videos of one path are written to, as :func:`..outputs.check_paths` has it."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(1, count + 1)]
+
+
+def _stem(family: Family, source: str) -> str:
+    """A name for the output after its input."""
+    if family.condition == "image" or family.takes_video:
+        if not _is_url(source):
+            return Path(source).stem or "video"
+        source = Path(urllib.parse.unquote(urllib.parse.urlparse(source).path)).stem
+    words = "-".join(re.findall(r"\w+", source)).lower()
+    if len(words) > _LONGEST_NAME:
+        words = words[: _LONGEST_NAME + 1].rpartition("-")[0] or words[:_LONGEST_NAME]
+    return words or "video"
+
+
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://", "file:"))

@@ -1,0 +1,179 @@
+"""A parser of command lines that says mistakes in one line, and the flags of the option table."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from ..families import Family
+from ..options import FIELDS, Options, family_defaults, options_of
+
+PROGRAM = "modelscope-i2v"
+
+# The names of devices.DTYPES and networks.attention.KERNELS, whose modules import torch.
+DTYPES = ("fp32", "fp16", "bf16")
+ATTENTION = ("sdpa", "xformers")
+
+_HERE = {
+    "seed": "makes the same video again, on every device (default: a new one each time, which is told)",
+    "num_frames": "frames of the video",
+}
+"""Help that reads otherwise on the command line than in Python."""
+
+_NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
+_METAVARS = {"int": "N", "float": "X", "str": "TEXT"}
+
+
+class UsageError(Exception):
+    """A command line that cannot be meant; its exit code is 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One command's parser, or the one above them all."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", _Help)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (help: {self.prog} --help)")
+
+    def reject(self, rest: Sequence[str]) -> NoReturn:
+        """Says what is wrong with arguments that no command knows."""
+        flags = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
+        if not flags:
+            self.error(f"unexpected argument {rest[0]!r}; what has spaces in it goes into quotes")
+        near = _nearest(flags[0], [flag for flag in self._option_string_actions if flag.startswith("--")])
+        self.error(f"unknown option {flags[0]}" + (f"; did you mean {near}?" if near else ""))
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 30, **settings})
+        self._action_max_length = 20  # else the commands' names, being indented, have lines of their own
+
+
+def _nearest(flag: str, known: Sequence[str]) -> str | None:
+    """The flag that was likely meant; one word of it may be all that was written (``--steps``)."""
+    names: dict[str, str] = {}
+    for name in known:
+        for word in (name.strip("-"), *name.strip("-").split("-")):
+            names.setdefault(word, name)
+    near = difflib.get_close_matches(flag.strip("-").replace("_", "-"), names, n=1, cutoff=0.6)
+    return names[near[0]] if near else None
+
+
+def common() -> argparse.ArgumentParser:
+    """What every command takes, for ``parents``."""
+    parent = argparse.ArgumentParser(add_help=False)
+    # Suppressed, since a command's default would undo what stands before the command.
+    parent.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show where an error came from"
+    )
+    return parent
+
+
+def add_options(parser: argparse.ArgumentParser, family: Family) -> None:
+    """A flag for each of the family's options that the command line can give."""
+    group = parser.add_argument_group("how the video is made", "Defaults are those of the hub's models.")
+    defaults = {name: f.default for name, f in FIELDS.items()} | family_defaults(family)
+    for name in options_of(family):
+        meta = FIELDS[name].metadata
+        if not meta.get("cli", True):
+            continue
+        kind, text = _kind(name), _help(family, name, defaults[name])
+        # Not given is None: the table, which also asks the checkpoint, fills it in.
+        settings: dict[str, Any] = {"dest": name, "default": None, "help": text}
+        if kind == "bool":
+            settings["action"] = "store_true"
+        else:
+            choices = meta.get("choices")
+            settings["type"] = _checked(name, kind)
+            settings["metavar"] = "{" + ",".join(choices) + "}" if choices else _METAVARS[kind]
+        group.add_argument("--" + name.replace("_", "-"), **settings)
+
+
+def add_machine(parser: argparse.ArgumentParser, model: str) -> None:
+    """Which model, and where and how it runs."""
+    group = parser.add_argument_group("model and machine")
+    group.add_argument(
+        "--model",
+        default=model,
+        metavar="DIR_OR_ID",
+        help="a model directory, or an id on the ModelScope hub, which is downloaded (default: %(default)s)",
+    )
+    group.add_argument(
+        "--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best there is)"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="numbers that the networks run in (default: fp16 on a GPU, fp32 on a CPU)",
+    )
+    group.add_argument(
+        "--attention", choices=ATTENTION, default="sdpa", help="PyTorch's own (the default) or xFormers'"
+    )
+    group.add_argument("--no-progress", action="store_true", help="show no progress bars")
+
+
+def given_options(args: argparse.Namespace, family: Family) -> dict[str, Any]:
+    """The options that stood on the command line, by their names in Python."""
+    values = {name: getattr(args, name, None) for name in options_of(family)}
+    given = {name: value for name, value in values.items() if value is not None}
+    if args.no_progress:
+        given["progress"] = False
+    return given
+
+
+def _kind(name: str) -> str:
+    return str(Options.__annotations__[name]).removesuffix(" | None")
+
+
+def _checked(name: str, kind: str) -> Callable[[str], Any]:
+    """Reads a flag's text and has the option table check it."""
+
+    def read(text: str) -> Any:
+        try:
+            value = _NUMBERS.get(kind, str)(text)
+        except ValueError:
+            value = text  # the check says what it must be
+        try:
+            return FIELDS[name].metadata["check"](value)
+        except ValueError as error:
+            short = text if len(text) <= 60 else text[:57] + "..."
+            raise argparse.ArgumentTypeError(f"{short!r} does not work: it must be {error}") from None
+
+    return read
+
+
+def _help(family: Family, name: str, default: Any) -> str:
+    text = _HERE.get(name) if not (family.takes_video and name == "num_frames") else None
+    text = text or FIELDS[name].metadata["help"]
+    if name == "fps":
+        default = "the input's" if family.takes_video else family.fps
+    if name == "negative_prompt" and default:
+        default = "a list of usual flaws"
+    if default is not None and default != "" and default is not False:
+        text += f" (default: {f'{default:g}' if isinstance(default, float) else default})"
+    return text.replace("%", "%%")
+
+
+def _device(text: str) -> str:
+    name = text.lower()
+    if not re.fullmatch(r"cpu|mps|(cuda|gpu)(:\d{1,3})?", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; it can be cpu, cuda, cuda:1 or mps")
+    return name
+
+
+def say(text: str = "") -> None:
+    """A line for the person, on standard output."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """A line beside the results, on standard error."""
+    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
