@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import outputs, samples
 from .checkpoints.directory import ModelDirectory
-from .checkpoints.load import AUTOENCODER_UNUSED, load_module
+from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from .checkpoints.tensors import read_tensors
 from .conditioning.clip import ImageEncoder, TextEncoder, check_text
 from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dtype, resolve_device
@@ -102,7 +102,7 @@ class VideoGenerator:
             encoder, unet = tower(model.clip), STUNet(model.unet)
             autoencoder = AutoencoderKL(model.autoencoder)
         parts = (
-            (encoder, model.clip_path, encoder_dtype(place, weights), encoder.unused),
+            (encoder, model.clip_path, encoder_dtype(place, weights), (*encoder.unused, *CLIP_UNUSED)),
             (unet, model.unet_path, weights, ()),
             (autoencoder, model.autoencoder_path, weights, AUTOENCODER_UNUSED),
         )
@@ -113,7 +113,7 @@ class VideoGenerator:
                     read_tensors(path),
                     dtype=kind,
                     device=place,
-                    keep_float32=lambda name, _, kept=float32_names(network): name in kept,
+                    keep_float32=float32_names(network),
                     ignore=unused,
                 )
                 loading.update()

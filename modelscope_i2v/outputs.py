@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +66,12 @@ def deliver(frames: Tensor, sample: Sample, seed: int | None, path: Path | None)
         return pixels
     if options.output_type == "pil":
         return [Image.fromarray(frame) for frame in pixels]
-    made = {
-        "software": f"modelscope-i2v {__version__}",
-        "text": sample.text,
-        **options.metadata(),
-        "seed": seed,
-    }
+    made = {"software": f"modelscope-i2v {__version__}", "text": sample.text}
+    made |= {**options.metadata(), "seed": seed}
     settings = {
         "fps": sample.fps,
         "crf": options.crf,
-        "metadata": {"comment": json.dumps({k: v for k, v in made.items() if v not in (None, "")})},
+        "metadata": {name: value for name, value in made.items() if value not in (None, "")},
         "audio": sample.audio,
     }
     if path is None:

@@ -75,7 +75,8 @@ def resolve(
         given = {keys[0]: given}
     inputs = {key: value for key, value in given.items() if key in keys and value is not None}
     beside = {key: value for key, value in given.items() if key not in keys}
-    return inputs, option_table.resolve(family, {**beside, **options}, checkpoint, keys)
+    stated = {key: value for key, value in options.items() if value is not None or key not in beside}
+    return inputs, option_table.resolve(family, {**beside, **stated}, checkpoint, keys)
 
 
 def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Sample:

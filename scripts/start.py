@@ -82,8 +82,6 @@ def main() -> int:
     )
     parser.add_argument("what", choices=["demo", "test"])
     arguments, others = parser.parse_known_args()
-    if sys.version_info < (3, 10):
-        parser.exit(1, "Python 3.10 or newer is needed; this is " + sys.version.split()[0] + ".\n")
     return test(others) if arguments.what == "test" else demo()
 
 

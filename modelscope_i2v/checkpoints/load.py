@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def load_module(
     source: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    keep_float32: Callable[[str, Tensor], bool] | None = None,
+    keep_float32: Collection[str] = (),
     ignore: Collection[str] = (),
 ) -> nn.Module:
     """Puts a file's tensors into a module that was built on the ``meta`` device.
@@ -78,7 +78,7 @@ def load_module(
         module: changed in place, then in evaluation mode and without gradients.
         tensors: a file, or tensors by name; a prefix of all the names is taken off.
         source: what errors call the tensors; the file's path by default.
-        dtype: of all floating-point tensors but those that ``keep_float32(key, tensor)`` picks.
+        dtype: of all floating-point tensors but those whose keys are in ``keep_float32``.
         ignore: keys, or prefixes that end in a dot, that may be there and are not used.
 
     Returns:
@@ -102,7 +102,7 @@ def load_module(
         tensor = given[key]
         wanted = tensor.dtype
         if tensor.is_floating_point():
-            wanted = torch.float32 if keep_float32 is not None and keep_float32(key, tensor) else dtype
+            wanted = torch.float32 if key in keep_float32 else dtype
         # Casting after the transfer leaves the work to the faster side; MPS has no float64.
         first = wanted if device.type == "cpu" or tensor.dtype == torch.float64 else tensor.dtype
         placed[key] = tensor.to(first).to(device).to(wanted)

@@ -94,7 +94,9 @@ def test_deterministic_solvers_find_the_exact_solution(name):
     assert errors[160] < 0.4 * errors[40]
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("dpmpp_2m", "DPMSolverMultistep"), ("unipc", "UniPCMultistep")])
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("dpmpp_2m", "DPMSolverMultistep"), ("unipc", "UniPCMultistep")]
+)
 def test_multistep_solvers_equal_diffusers(name, theirs):
     import diffusers
 

@@ -1,0 +1,312 @@
+"""From an input to a video, with the embedded small model."""
+
+import json
+import threading
+import warnings
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.errors import (
+    Cancelled,
+    CheckpointError,
+    InputError,
+    NumericalError,
+    OutOfMemoryError,
+    OutputError,
+)
+from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.generator import VideoGenerator
+from modelscope_i2v.media.write import write_video
+
+QUICK = {"num_inference_steps": 2, "num_frames": 3, "height": 64, "width": 64, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def generators():
+    return {task: VideoGenerator.from_directory(model_directory(task), device="cpu") for task in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    frames = np.random.default_rng(0).integers(0, 255, (5, 48, 80, 3), dtype=np.uint8)
+    return write_video(frames, tmp_path_factory.mktemp("clip") / "clip.mp4", fps=12)
+
+
+@pytest.fixture
+def inputs(clip):
+    return {
+        "image-to-video": picture(),
+        "video-to-video": {"video_path": clip, "text": "a boat"},
+        "text-to-video-synthesis": "a boat on the sea",
+    }
+
+
+@pytest.fixture(params=FAMILIES)
+def task(request):
+    return request.param
+
+
+def frames_of(model, given, **options):
+    (frames,) = model([given], output_type="np", **{**QUICK, **options})
+    return frames
+
+
+def test_seed_repeats_a_video_and_leaves_the_global_generator_alone(generators, inputs, task):
+    generator, given = generators[task], inputs[task]
+    before = torch.get_rng_state()
+    first, again, other = (frames_of(generator, given, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert first.shape == (3, 64, 64, 3) and first.dtype == np.uint8
+
+
+def test_global_seed_repeats_a_video(generators, inputs, task):
+    videos = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        videos.append(frames_of(generators[task], inputs[task]))
+    assert np.array_equal(videos[0], videos[1]) and not np.array_equal(videos[0], videos[2])
+
+
+def test_generator_is_the_seed_in_another_form(generators, inputs, task):
+    by_seed = frames_of(generators[task], inputs[task], seed=9)
+    by_generator = frames_of(generators[task], inputs[task], generator=torch.Generator().manual_seed(9))
+    assert np.array_equal(by_seed, by_generator)
+
+
+def test_batches_give_what_single_calls_give(generators, inputs, task):
+    given, generator = inputs[task], generators[task]
+    single = [frames_of(generator, given, seed=seed) for seed in (4, 5)]
+    sizes = []
+    original = generator.generate
+    generator.generate = lambda batch: sizes.append(len(batch)) or original(batch)
+    try:
+        (pair,) = generator([given], output_type="np", seed=4, num_videos=2, batch_size=2, **QUICK)
+        listed = generator([given, given], output_type="np", seed=4, batch_size=2, **QUICK)
+    finally:
+        del generator.generate
+    assert sizes == [2, 2]
+    for found, wanted in ((pair[0], single[0]), (pair[1], single[1]), (listed[1], single[0])):
+        assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_output_types_show_the_same_video(generators, inputs, task):
+    generator, options = generators[task], {"seed": 3, **QUICK}
+    kinds = {
+        kind: generator([inputs[task]], output_type=kind, **options)[0]
+        for kind in ("np", "pt", "pil", "latent")
+    }
+    assert kinds["pt"].shape == (3, 3, 64, 64) and kinds["pt"].min() >= 0 and kinds["pt"].max() <= 1
+    as_bytes = (kinds["pt"] * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.abs(as_bytes.astype(int) - kinds["np"]).max() <= 1
+    assert all(np.array_equal(np.asarray(image), frame) for image, frame in zip(kinds["pil"], kinds["np"]))
+    assert kinds["latent"].shape == (4, 3, 8, 8)
+
+
+def test_latents_in_are_the_noise(generators, inputs, task):
+    generator = generators[task]
+    latents = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    canvas = generator.unet.config.canvas(8, 8)
+    assert canvas[1] == 8
+    first = frames_of(generator, inputs[task], latents=latents, seed=1)
+    assert np.array_equal(first, frames_of(generator, inputs[task], latents=latents[None], seed=1))
+    assert not np.array_equal(first, frames_of(generator, inputs[task], latents=-latents, seed=1))
+    with pytest.raises(InputError, match=r"latents has the shape .* this call needs \[4, 3, 8, 8\]"):
+        frames_of(generator, inputs[task], latents=latents[:, :2])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (72, 40), (104, 136)])
+def test_any_multiple_of_eight(generators, inputs, task, size):
+    frames = frames_of(generators[task], inputs[task], height=size[0], width=size[1], seed=1)
+    assert frames.shape == (3, *size, 3)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc"])
+def test_every_scheduler_with_every_family(generators, inputs, task, scheduler):
+    frames = frames_of(generators[task], inputs[task], scheduler=scheduler, num_inference_steps=3, seed=1)
+    assert frames.std() > 1
+
+
+def test_guidance_branches_one_after_the_other_change_nothing(generators, inputs, task):
+    together = frames_of(generators[task], inputs[task], seed=1)
+    apart = frames_of(generators[task], inputs[task], seed=1, sequential_guidance=True)
+    assert np.abs(together.astype(int) - apart).max() <= 1
+
+
+def test_decode_chunks_change_nothing(generators, inputs, task):
+    whole = frames_of(generators[task], inputs[task], seed=1, decode_chunk_size=3)
+    parts = frames_of(generators[task], inputs[task], seed=1, decode_chunk_size=1)
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+
+
+def test_file_holds_the_frames_and_says_how_they_were_made(generators, inputs, task, tmp_path):
+    target = tmp_path / "a b;'ü.mp4"
+    frames = frames_of(generators[task], inputs[task], seed=8)
+    (path,) = generators[task]([inputs[task]], output_video=target, seed=8, crf=0, **QUICK)
+    assert path == str(target)
+    with av.open(path) as container:
+        made = json.loads(container.metadata["comment"])
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        rate = float(container.streams.video[0].average_rate)
+    assert made["seed"] == 8 and made["num_inference_steps"] == 2 and made["crf"] == 0
+    assert len(decoded) == 3 and decoded[0].shape == frames[0].shape
+    assert rate == pytest.approx(12 if task == "video-to-video" else 8, rel=0.01)
+    assert [p.name for p in tmp_path.iterdir()] == [target.name]
+
+
+def test_no_path_gives_the_files_bytes(generators, inputs, task):
+    (content,) = generators[task]([inputs[task]], **QUICK)
+    assert isinstance(content, bytes) and content[4:8] == b"ftyp"
+
+
+def test_several_videos_to_one_path_are_numbered(generators, tmp_path):
+    generator = generators["text-to-video-synthesis"]
+    (paths,) = generator(["a"], output_video=tmp_path / "v.mp4", num_videos=2, **QUICK)
+    assert [p.rsplit("/", 1)[-1].rsplit("\\", 1)[-1] for p in paths] == ["v-1.mp4", "v-2.mp4"]
+    with pytest.raises(InputError, match="3 paths for 2 videos"):
+        generator(["a", "b"], output_video=[tmp_path / "x.mp4"] * 3, **QUICK)
+
+
+def test_options_may_stand_in_the_input(generators):
+    generator = generators["text-to-video-synthesis"]
+    given = {"text": "a boat", "width": 40, "seed": 1}
+    (frames,) = generator([given], output_type="np", **{**QUICK, "width": None})
+    assert frames.shape == (3, 64, 40, 3)
+    (frames,) = generator([given], output_type="np", **{**QUICK, "width": 48})
+    assert frames.shape[2] == 48
+
+
+def test_callback_sees_each_step_and_stops(generators, inputs, task):
+    seen = []
+    frames_of(generators[task], inputs[task], callback=lambda *step: seen.append(step))
+    assert [(step, total) for step, total, _ in seen] == [(1, 2), (2, 2)]
+    assert all(latents.shape[:3] == (1, 4, 3) for *_, latents in seen)
+    with pytest.raises(Cancelled, match="after step 1 of 2"):
+        frames_of(generators[task], inputs[task], callback=lambda step, *_: False)
+    frames_of(generators[task], inputs[task])
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_fit_decides_what_becomes_of_another_aspect(generators, clip, fit):
+    frames = frames_of(generators["video-to-video"], {"video_path": clip}, fit=fit, seed=1)
+    assert frames.shape == (3, 64, 64, 3)
+    assert (frames[:, :8] == 0).all() == (fit == "pad")
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        ("image-to-video", {}, "needs one input under 'image' or 'image_path'"),
+        ("image-to-video", {"image": 1, "image_path": 2}, "it got 2"),
+        ("video-to-video", {"text": "a"}, "'video_path' or 'video'"),
+        ("text-to-video-synthesis", {}, "needs a text"),
+        ("text-to-video-synthesis", 3, "must be a string"),
+        ("text-to-video-synthesis", {"text": "a", "heigth": 8}, "did you mean 'height'"),
+    ],
+)
+def test_inputs_that_are_missing_or_wrong(generators, task, given, message):
+    with pytest.raises(InputError, match=message):
+        frames_of(generators[task], given)
+
+
+def test_output_path_is_checked_before_sampling(generators, tmp_path, monkeypatch):
+    generator = generators["text-to-video-synthesis"]
+    monkeypatch.setattr(generator, "generate", lambda batch: pytest.fail("sampling began"))
+    with pytest.raises(OutputError):
+        generator(["a"], output_video=tmp_path / "missing" / "v.mp4", **QUICK)
+    with pytest.raises(InputError, match="output_type='np'"):
+        generator(["a"], output_video=tmp_path / "v.mp4", output_type="np", **QUICK)
+
+
+def test_long_and_foreign_texts_are_warned_about(generators):
+    generator = generators["text-to-video-synthesis"]
+    with pytest.warns(UserWarning, match="no effect: .*pearl"):
+        frames_of(generator, "a boat " * 50 + "pearl")
+    with pytest.warns(UserWarning, match="trained on English"):
+        frames_of(generator, "一只熊猫在吃竹子")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frames_of(generator, "une barque à l'aube")
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 12), (torch.float16, 2)])
+def test_reduced_precision_is_close(generators, inputs, task, dtype, limit):
+    exact = frames_of(generators[task], inputs[task], seed=1)
+    reduced = VideoGenerator.from_directory(model_directory(task), device="cpu", dtype=dtype)
+    found = frames_of(reduced, inputs[task], seed=1)
+    assert np.abs(found.astype(float) - exact).mean() < limit
+    assert {p.dtype for p in reduced.unet.parameters()} == {dtype, torch.float32}
+
+
+def test_nan_is_computed_again_in_a_wider_type_then_refused(inputs):
+    task = "text-to-video-synthesis"
+    generator = VideoGenerator.from_directory(model_directory(task), device="cpu", dtype="bf16")
+    exact = frames_of(VideoGenerator.from_directory(model_directory(task), device="cpu"), "a", seed=1)
+    forward = generator.unet.forward
+
+    def overflows_in_bf16(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        return out * float("inf") if generator.unet.out[2].weight.dtype == torch.bfloat16 else out
+
+    generator.unet.forward = overflows_in_bf16
+    with pytest.warns(UserWarning, match="again in fp32"):
+        found = frames_of(generator, "a", seed=1)
+    assert np.abs(found.astype(float) - exact).mean() < 3
+    assert generator.unet.out[2].weight.dtype == torch.bfloat16
+
+    generator.autoencoder.decode = lambda latents: torch.full((len(latents), 3, 64, 64), float("nan"))
+    with pytest.warns(UserWarning), pytest.raises(NumericalError, match="decoding, in fp32 too"):
+        frames_of(generator, "a", seed=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_what_needs_less(generators, monkeypatch, error):
+    def fails(*args, **kwargs):
+        raise error
+
+    generator = generators["text-to-video-synthesis"]
+    with monkeypatch.context() as patched:
+        patched.setattr(generator.unet, "forward", fails)
+        with pytest.raises(OutOfMemoryError, match="num_frames.*decode_chunk_size"):
+            frames_of(generator, "a")
+    frames_of(generator, "a")
+
+
+def test_two_threads_do_not_disturb_each_other(generators):
+    generator = generators["text-to-video-synthesis"]
+    wanted = {seed: frames_of(generator, "a boat", seed=seed) for seed in (1, 2)}
+    found = {}
+    threads = [
+        threading.Thread(target=lambda s=seed: found.update({s: frames_of(generator, "a boat", seed=s)}))
+        for seed in (1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(found[seed], wanted[seed]) for seed in (1, 2))
+
+
+def test_loading_refuses_what_it_cannot_use(tmp_path):
+    directory = model_directory("image-to-video")
+    with pytest.raises(CheckpointError, match="text-to-video-synthesis"):
+        VideoGenerator.from_directory(directory, "text-to-video-synthesis")
+    with pytest.raises(CheckpointError):
+        VideoGenerator.from_directory(tmp_path)
+    with pytest.raises(InputError, match="dtype='fp8' is unknown"):
+        VideoGenerator.from_directory(directory, dtype="fp8")
+    with pytest.raises(InputError, match="device="):
+        VideoGenerator.from_directory(directory, device="cuda:99")
+    with pytest.raises(InputError, match="device='tpux'"):
+        VideoGenerator.from_directory(directory, device="tpux")
