@@ -1,0 +1,304 @@
+"""``pipeline(task, model=…)`` and ``Model.from_pretrained``, with the small model that ships along."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from modelscope.models import Model
+from modelscope.outputs import OutputKeys
+from modelscope.pipelines import builder, pipeline
+from modelscope.pipelines.builder import PIPELINES
+from modelscope.preprocessors import Preprocessor
+from modelscope.preprocessors.builder import build_preprocessor
+from modelscope.utils.logger import get_logger
+from PIL import Image
+
+from modelscope_i2v.embedded import model_directory
+from modelscope_i2v.errors import CheckpointError, InputError, OutputError
+from modelscope_i2v.families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.media.write import write_video
+from modelscope_i2v.plugin import models, pipelines, preprocessors
+from modelscope_i2v.plugin.registration import FIELD, preprocessor_type
+
+ALL = list(FAMILIES.values())
+SMALL = {"num_inference_steps": 1, "num_frames": 2, "height": 64, "width": 64, "seed": 7}
+NAMES = [family.task for family in ALL]
+
+
+def directory(family) -> str:
+    return str(model_directory(family.task))
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    return {family.task: pipeline(family.task, model=directory(family), device="cpu") for family in ALL}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """An input for each task, as the model cards have it."""
+    folder = tmp_path_factory.mktemp("inputs")
+    picture, video = folder / "picture.png", folder / "video.mp4"
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels[0]).save(picture)
+    write_video(pixels, video, fps=8)
+    return {
+        IMAGE_TO_VIDEO.task: str(picture),
+        VIDEO_TO_VIDEO.task: {"video_path": str(video), "text": "noise"},
+        TEXT_TO_VIDEO.task: {"text": "A panda eating bamboo on a rock."},
+    }
+
+
+@pytest.fixture
+def logged():
+    """What ModelScope's logger says from WARNING up."""
+    records: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            records.append(record.getMessage())
+
+    logger, handler = get_logger(), Keep(logging.WARNING)
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("family", ALL, ids=NAMES)
+def test_a_checkpoint_loads_and_runs_without_a_warning(family, given, tmp_path, logged):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe = pipeline(family.task, model=directory(family))
+        path = tmp_path / "it's a; video.mp4"
+        made = pipe(given[family.task], output_video=str(path), **SMALL)
+    assert type(pipe).__module__ == pipelines.__name__
+    assert made == {OutputKeys.OUTPUT_VIDEO: str(path)}
+    assert path.read_bytes()[4:8] == b"ftyp"
+    assert logged == []
+
+
+@pytest.mark.parametrize("family", ALL, ids=NAMES)
+def test_without_a_path_the_file_comes_as_bytes(family, pipes, given):
+    made = pipes[family.task](given[family.task], **SMALL)
+    assert made[OutputKeys.OUTPUT_VIDEO][4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize("family", ALL, ids=NAMES)
+def test_the_steps_give_what_the_call_gives(family, pipes, given):
+    pipe = pipes[family.task]
+    options = {**SMALL, "output_type": "np"}
+    whole = pipe(given[family.task], **options)[OutputKeys.OUTPUT_VIDEO]
+    prepared = pipe.preprocess(given[family.task], **options)
+    by_steps = pipe.postprocess(pipe.forward(prepared))[OutputKeys.OUTPUT_VIDEO]
+    assert np.array_equal(whole, by_steps)
+    assert whole.dtype == np.uint8
+
+
+def test_a_list_gives_a_list_and_numbers_the_files(pipes, given, tmp_path):
+    pipe = pipes[TEXT_TO_VIDEO.task]
+    made = pipe(["a cat", {"text": "a dog"}], output_video=tmp_path / "out.mp4", batch_size=2, **SMALL)
+    assert [one[OutputKeys.OUTPUT_VIDEO] for one in made] == [
+        str(tmp_path / "out-1.mp4"),
+        str(tmp_path / "out-2.mp4"),
+    ]
+    assert pipe([]) == []
+
+
+def test_several_videos_of_one_input_by_steps_too(pipes):
+    pipe = pipes[TEXT_TO_VIDEO.task]
+    options = {**SMALL, "num_videos": 2, "output_type": "latent"}
+    whole = pipe("a cat", **options)[OutputKeys.OUTPUT_VIDEO]
+    steps = pipe.postprocess(pipe.forward(pipe.preprocess("a cat", **options)))[OutputKeys.OUTPUT_VIDEO]
+    assert len(whole) == len(steps) == 2
+    for one, other in zip(whole, steps):
+        assert torch.equal(one, other)
+    assert not torch.equal(*whole)
+
+
+@pytest.mark.parametrize("family", ALL, ids=NAMES)
+def test_a_model_is_an_object_of_its_own(family, given):
+    model = Model.from_pretrained(directory(family), device="cpu", torch_dtype=torch.bfloat16)
+    assert type(model).__module__ == models.__name__
+    assert model.generator.family is family
+    assert model.generator.dtype == torch.bfloat16
+    assert model.model_dir == directory(family)
+    assert model.device == torch.device("cpu")
+    pipe = pipeline(family.task, model=model)
+    assert pipe.generator is model.generator
+    prepared = pipe.preprocess(given[family.task], **SMALL)
+    (video,) = model(prepared)["videos"]
+    assert video.frames.shape[1:] == (3, 64, 64)
+
+
+@pytest.mark.parametrize("owner", ["damo", "iic"])
+@pytest.mark.parametrize("family", ALL, ids=NAMES)
+def test_ids_on_the_hub(family, owner, monkeypatch):
+    asked = []
+
+    def download(model, revision=None, **kwargs):
+        asked.append((model, revision))
+        return directory(family)
+
+    read_config = builder.read_config
+    monkeypatch.setattr(builder, "is_official_hub_path", lambda path, revision=None: True)
+    monkeypatch.setattr(builder, "read_config", lambda model, revision=None: read_config(directory(family)))
+    monkeypatch.setattr(builder, "is_model_from_trusted_source", lambda *_: False, raising=False)
+    monkeypatch.setattr(builder, "snapshot_download", download)
+    (name,) = (hub_id for hub_id in family.hub_ids if hub_id.startswith(f"{owner}/"))
+    pipe = pipeline(family.task, model=name, model_revision="v1.1.0")
+    assert asked == [(name, "v1.1.0")]
+    assert type(pipe).__module__ == pipelines.__name__
+
+
+def test_the_class_by_itself_takes_a_directory():
+    pipe = pipelines.ImageToVideoPipeline(directory(IMAGE_TO_VIDEO), device="cpu", dtype="bf16")
+    assert pipe.generator.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", [None, "gpu", "cuda", "cuda:0", "gpu:1"])
+def test_without_cuda_a_wish_for_it_means_the_best_there_is(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    pipe = pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), device=device)
+    assert pipe.device == pipe.generator.device == torch.device("cpu")
+
+
+def test_mps_passes_modelscopes_own_check(monkeypatch):
+    """The generator alone sees mps; it is put on the CPU here, since there is no such device."""
+    asked = []
+    load = models.VideoGenerator.from_directory.__func__
+
+    def from_directory(cls, directory, *, device, **kwargs):
+        asked.append(device)
+        generator = load(cls, directory, device="cpu", **kwargs)
+        generator.device = torch.device("mps")
+        return generator
+
+    monkeypatch.setattr(models.VideoGenerator, "from_directory", classmethod(from_directory))
+    pipe = pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), device="mps")
+    assert asked == ["mps"]
+    assert pipe.device == torch.device("mps")
+    assert pipe.device_name == "cpu"
+    assert Model.from_pretrained(directory(TEXT_TO_VIDEO), device="mps").device.type == "mps"
+
+
+def test_an_unknown_device_is_told():
+    with pytest.raises(InputError, match="device='tpu' is unknown"):
+        pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), device="tpu")
+
+
+def test_keywords_that_nobody_knows_are_ignored_as_modelscope_does():
+    pipe = pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), device="cpu", nobody_knows=1)
+    assert pipe.generator.family is TEXT_TO_VIDEO
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"device_map": "auto"}, "device_map is not known"),
+        ({"attention": "none"}, "attention"),
+        ({"dtype": "int3"}, "dtype='int3' is unknown"),
+    ],
+)
+def test_keywords_that_do_not_work_are_told(keywords, message):
+    with pytest.raises(InputError, match=message):
+        pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), **keywords)
+
+
+def test_a_model_that_is_none_of_ours_is_told(pipes):
+    other = Model.from_pretrained(directory(IMAGE_TO_VIDEO), device="cpu")
+    with pytest.raises(InputError, match="model is for image-to-video, not for text-to-video-synthesis"):
+        pipelines.TextToVideoPipeline(other)
+    with pytest.raises(InputError, match="model is a object; it must be a checkpoint directory"):
+        pipelines.TextToVideoPipeline(object())
+
+
+def test_a_checkpoint_without_its_weights_is_told(tmp_path):
+    source = model_directory(TEXT_TO_VIDEO.task) / "configuration.json"
+    (tmp_path / "configuration.json").write_bytes(source.read_bytes())
+    with pytest.raises(CheckpointError, match="There is no file"):
+        pipeline(TEXT_TO_VIDEO.task, model=str(tmp_path))
+
+
+def test_bad_options_are_told_before_sampling(pipes, monkeypatch, tmp_path):
+    pipe = pipes[TEXT_TO_VIDEO.task]
+    monkeypatch.setattr(pipe.generator, "generate", lambda batch: pytest.fail("it sampled"))
+    with pytest.raises(InputError, match="did you mean 'num_inference_steps'"):
+        pipe("a cat", num_inference_step=3)
+    with pytest.raises(OutputError):
+        pipe("a cat", output_video=str(tmp_path / "no such folder" / "out.mp4"))
+    with pytest.raises(InputError, match="num_steps"):
+        pipe.preprocess("a cat", num_steps=3)
+
+
+def test_a_subclass_may_change_a_step(given, tmp_path):
+    class AtNight(pipelines.TextToVideoPipeline):
+        def preprocess(self, inputs, **options):
+            return super().preprocess(inputs + " at night", **options)
+
+    pipe = AtNight(directory(TEXT_TO_VIDEO), device="cpu")
+    options = {**SMALL, "output_type": "np"}
+    dark = pipe("a cat", **options)[OutputKeys.OUTPUT_VIDEO]
+    plain = pipelines.TextToVideoPipeline(pipe.model)
+    assert np.array_equal(dark, plain("a cat at night", **options)[OutputKeys.OUTPUT_VIDEO])
+    assert not np.array_equal(dark, plain("a cat", **options)[OutputKeys.OUTPUT_VIDEO])
+
+    made = pipe(["a cat", "a dog"], output_video=tmp_path / "out.mp4", batch_size=2, **SMALL)
+    assert [one[OutputKeys.OUTPUT_VIDEO] for one in made] == [
+        str(tmp_path / "out-1.mp4"),
+        str(tmp_path / "out-2.mp4"),
+    ]
+
+
+def test_a_preprocessor_of_ones_own(pipes):
+    class Fixed(preprocessors.TextToVideoPreprocessor):
+        def __call__(self, data, **options):
+            return super().__call__("always this", **options)
+
+    model = pipes[TEXT_TO_VIDEO.task].model
+    pipe = pipeline(TEXT_TO_VIDEO.task, model=model, preprocessor=Fixed())
+    options = {**SMALL, "output_type": "np"}
+    one, other = (pipe(text, **options)[OutputKeys.OUTPUT_VIDEO] for text in ("this", "that"))
+    assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("family", ALL, ids=NAMES)
+def test_preprocessors_serve_others_too(family, given):
+    kind = {"type": preprocessor_type(family), "model_dir": directory(family)}
+    built = build_preprocessor(kind, FIELD)
+    assert type(built).__module__ == preprocessors.__name__
+    sample = built(given[family.task], num_frames=2)["sample"]
+    assert sample.num_frames == 2
+    assert sample.options.height == Model.from_pretrained(directory(family)).generator.defaults["height"]
+    found = Preprocessor.from_pretrained(directory(family))
+    assert type(found) is type(built)
+    assert build_preprocessor({"type": preprocessor_type(family)}, FIELD).defaults == {}
+
+
+def test_a_data_set_gives_one_video_after_another(pipes):
+    from modelscope.msdatasets import MsDataset
+
+    class Texts(MsDataset):
+        def __init__(self):
+            pass
+
+        def __iter__(self):
+            return iter([{"text": "a cat"}, {"text": "a dog"}])
+
+    pipe = pipes[TEXT_TO_VIDEO.task]
+    made = pipe(Texts(), **SMALL)
+    assert next(made)[OutputKeys.OUTPUT_VIDEO][4:8] == b"ftyp"
+    assert len(list(made)) == 1
+    with pytest.raises(InputError, match="output_video cannot be given with a dataset"):
+        pipe(Texts(), output_video="out.mp4")
+
+
+def test_the_registry_holds_ours():
+    for family in ALL:
+        held = PIPELINES.get(family.pipeline_type, family.task)
+        assert held.family is family
+        assert held.group_key == family.task
