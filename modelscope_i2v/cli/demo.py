@@ -14,7 +14,7 @@ from .make import load_pipeline
 from .parser import PROGRAM, say
 
 _FOLDER = "modelscope-i2v-demo"
-_STEPS = 20
+_STEPS = 10
 _SEED = 0
 _TEXT = "A boat on the sea at sunset."
 

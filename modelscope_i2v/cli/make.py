@@ -162,7 +162,8 @@ def _output(family: Family, args: argparse.Namespace, count: int) -> Path:
     """Where the video goes, found to be writable."""
     from ..media.write import check_output
 
-    path = check_output(args.output or _new_path(_stem(family, args.input), count))
+    new = args.output is None
+    path = check_output(_new_path(_stem(family, args.input), count) if new else args.output)
     if family.condition == "image" or family.takes_video:
         for target in _numbered(path, count):
             if target.exists() and Path(args.input).exists() and target.samefile(args.input):

@@ -1,0 +1,289 @@
+"""What the commands do, with the embedded model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modelscope_i2v import OutputError
+from modelscope_i2v.cli import demo, make, memory
+from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.media.videos import read_video
+from modelscope_i2v.media.write import read_metadata, write_video
+
+SMALL = ("--num-inference-steps", 1, "--num-frames", 2, "--height", 32, "--width", 32, "--device", "cpu")
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    path = tmp_path / "in.mp4"
+    write_video(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8), path, fps=5)
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_picture_becomes_a_video_named_after_it(run, tmp_path):
+    Image.open(picture()).save(tmp_path / "my cat; é.png")
+    arguments = ("image-to-video", "my cat; é.png", "--model", model_directory(IMAGE_TO_VIDEO.task), *SMALL)
+    ended = run(*arguments)
+    assert ended.code == 0, ended.err
+    assert ended.out == "Wrote my cat; é.mp4\n"
+    first = read_video("my cat; é.mp4")
+    assert first.frames.shape == (2, 32, 32, 3) and first.fps == 8
+
+    seed = read_metadata("my cat; é.mp4")["seed"]
+    assert f"--seed {seed} makes it again" in ended.err
+    again = run(*arguments, "--seed", seed)
+    assert again.out == "Wrote my cat; é-1.mp4\n" and "makes it again" not in again.err
+    np.testing.assert_array_equal(read_video("my cat; é-1.mp4").frames, first.frames)
+    assert names(tmp_path) == {"my cat; é.png", "my cat; é.mp4", "my cat; é-1.mp4"}
+
+
+def test_a_video_becomes_a_video(run, video, tmp_path):
+    ended = run(
+        *("video-to-video", video, "--text", "a", "--model", model_directory(VIDEO_TO_VIDEO.task)),
+        *("-o", "out.gif", "--seed", 3, "--no-progress", *SMALL, "--num-inference-steps", 3),
+    )
+    assert ended.code == 0, ended.err
+    assert ended.out == "Wrote out.gif\n" and len(read_video("out.gif").frames) == 2
+    assert read_metadata("out.gif")["text"] == "a"
+
+
+def test_a_text_becomes_several_videos(run, tmp_path):
+    ended = run(
+        *("text-to-video", "Ein Boot, am Meer!", "--model", model_directory(TEXT_TO_VIDEO.task)),
+        *("--num-videos", 2, "--dtype", "bf16", *SMALL),
+    )
+    assert ended.code == 0, ended.err
+    assert names(tmp_path) == {"ein-boot-am-meer-1.mp4", "ein-boot-am-meer-2.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["image-to-video", "none.png"], "no file 'none.png'"),
+        (["image-to-video", "."], "is a directory"),
+        (["image-to-video", "empty"], "is empty"),
+        (["image-to-video", "note.txt"], "not a picture"),
+        (["image-to-video", picture(), "--max-pixels", 100], "max_pixels"),
+        (["video-to-video", "none.mp4"], "no file 'none.mp4'"),
+        (["video-to-video", "."], "is a directory"),
+        (["video-to-video", "empty"], "is empty"),
+        (["video-to-video", "note.txt"], "not a video"),
+        (["text-to-video", "a", "-o", "none/a.mp4"], "folder 'none'"),
+        (["text-to-video", "a", "-o", "a.avi"], "'.avi'"),
+        (["text-to-video", "a", "-o", ""], "names no file"),
+        (["text-to-video", "a", "-o", "."], "names no file"),
+        (["text-to-video", "a", "--device", "cuda:99"], "cuda:99"),
+        (["text-to-video", "a", "--model", "none"], "no model directory 'none'"),
+        (["text-to-video", "a", "--model", "x" * 500], "no model directory"),
+        (["text-to-video", "a", "--model", "."], "configuration.json"),
+        (["text-to-video", "a", "--model", "note.txt"], "is a file"),
+        (["text-to-video", "a", "--model", model_directory(IMAGE_TO_VIDEO.task)], "image-to-video"),
+        (["inspect", "none"], "none"),
+        (["inspect", "note.txt"], "is text"),
+        (["demo", "-o", "note.txt"], "'note.txt' cannot be made"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_a_model_loads(run, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.setattr(make, "load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
+    tmp_path.joinpath("empty").touch()
+    tmp_path.joinpath("note.txt").write_text("hello")
+    ended = run(*arguments)
+    assert ended.code == 1
+    assert ended.err.startswith("modelscope-i2v: error: ") and ended.err.count("\n") == 1, ended.err
+    assert said in ended.err and names(tmp_path) == {"empty", "note.txt"}
+
+
+@pytest.mark.parametrize("output, count", [("in.mp4", 1), ("./in.mp4", 1), ("i.mp4", 2)])
+def test_the_input_is_never_overwritten(run, video, output, count):
+    source = video.rename(video.with_name("i-2.mp4")) if count == 2 else video
+    before = source.read_bytes()
+    ended = run("video-to-video", source, "-o", output, "--num-videos", count)
+    assert ended.code == 1 and "is the input itself" in ended.err and source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("family", "source", "stem"),
+    [
+        (IMAGE_TO_VIDEO, "some/where/cat.v2.jpeg", "cat.v2"),
+        (IMAGE_TO_VIDEO, "https://a.b/c/My%20Cat.png?size=big", "my-cat"),
+        (IMAGE_TO_VIDEO, "https://a.b/", "video"),
+        (VIDEO_TO_VIDEO, "cat.mov", "cat"),
+        (TEXT_TO_VIDEO, "A panda, eating: bamboo?", "a-panda-eating-bamboo"),
+        (TEXT_TO_VIDEO, "../..", "video"),
+        (TEXT_TO_VIDEO, "熊猫", "熊猫"),
+        (TEXT_TO_VIDEO, "word " * 40, "-".join(["word"] * 12)),
+        (TEXT_TO_VIDEO, "x" * 500, "x" * 60),
+    ],
+)
+def test_outputs_are_named_after_their_inputs(family, source, stem):
+    assert make._stem(family, source) == stem
+
+
+def test_an_id_is_fetched_from_the_hub(run, monkeypatch, tmp_path):
+    from importlib import import_module
+
+    hub = import_module("modelscope.hub.snapshot_download")  # the package has a function of that name
+    asked = []
+
+    def fetch(model):
+        asked.append(model)
+        if len(asked) > 1:
+            raise ConnectionError("no\nnetwork")
+        return str(model_directory(TEXT_TO_VIDEO.task))
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    ended = run("text-to-video", "a", *SMALL)
+    assert ended.code == 0 and "fetching damo/text-to-video-synthesis" in ended.err
+    ended = run("text-to-video", "a", "--model", "iic/other", *SMALL)
+    assert ended.code == 1 and asked == ["damo/text-to-video-synthesis", "iic/other"]
+    assert "'iic/other' here" in ended.err and ended.err.endswith("ConnectionError: no network\n")
+    assert names(tmp_path) == {"a.mp4"}
+
+
+def test_ctrl_c_while_denoising_leaves_nothing(run, monkeypatch, tmp_path):
+    from modelscope_i2v.generator import VideoGenerator
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoGenerator, "denoise", stop)
+    ended = run("text-to-video", "a", "--model", model_directory(TEXT_TO_VIDEO.task), *SMALL)
+    assert ended.code == 130 and names(tmp_path) == set()
+
+
+def test_the_demo_makes_all_three_and_a_contact_sheet_of_each(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "_STEPS", 1)
+    ended = run("demo", "-o", "new/folder")
+    assert ended.code == 0, ended.err
+    assert names(tmp_path / "new/folder") == {f"{task}{end}" for task in FAMILIES for end in (".mp4", ".png")}
+    lines = ended.out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:6]] == [task for task in FAMILIES for _ in range(2)]
+    assert "random" in ended.out and ended.err == ""
+    for task in FAMILIES:
+        assert len(read_video(tmp_path / f"new/folder/{task}.mp4").frames) > 1
+        with Image.open(tmp_path / f"new/folder/{task}.png") as sheet:
+            assert sheet.width > 300
+
+
+def test_inspect_goes_on_after_a_file_that_cannot_be_read(run):
+    ended = run("inspect", "none", model_directory(TEXT_TO_VIDEO.task))
+    assert ended.code == 1 and "none" in ended.err
+    assert "a text-to-video-synthesis model" in ended.out and "parameters:" in ended.out
+
+
+def test_enable_and_disable(run, monkeypatch):
+    from modelscope_i2v.plugin import startup
+
+    there: list[Path] = []
+    monkeypatch.setattr(startup, "enable", lambda: there.append(Path("some.pth")) or there[0])
+    monkeypatch.setattr(startup, "disable", lambda: [there.pop()] if there else [])
+    assert "some.pth" in run("enable").out
+    assert "removed some.pth" in run("disable").out
+    ended = run("disable")
+    assert ended.code == 0 and "not enabled" in ended.out
+
+    def refuse():
+        raise OutputError("no permission")
+
+    monkeypatch.setattr(startup, "enable", refuse)
+    assert run("enable") == (1, "", "modelscope-i2v: error: no permission\n")
+
+
+def test_the_doctor_tells_everything(run):
+    ended = run("doctor")
+    assert ended.code == 0, ended.out
+    for said in ("modelscope ", "torch ", "xformers ", "cpu ", "libx264 ", "enable ", "VideoToVideoPipeline"):
+        assert said in ended.out
+    assert ended.out.count(" GB are weights)") + ended.out.count("too large") >= 3
+    assert "cannot be told" not in ended.out and "missing" not in ended.out
+
+
+def test_the_doctor_works_where_nothing_is_installed():
+    lacking = ["torch", "torchvision", "modelscope", "open_clip", "av", "numpy", "PIL", "torchsde", "tqdm"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({lacking!r}))\n"
+        "from modelscope_i2v.cli.main import main; sys.exit(main(['doctor']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and ended.stderr == ""
+    last = ended.stdout.splitlines()[-1]
+    assert "pip install" in last and '"open_clip_torch"' in last and '"modelscope[framework]"' in last
+    assert ended.stdout.count("cannot be told") == 4
+
+
+def test_memory_verdicts():
+    from modelscope_i2v.cli.doctor import _fits
+
+    family = VIDEO_TO_VIDEO
+    weights, working = memory.needed(family, 4)
+    half = sum(memory.needed(family, 2))
+    gigabytes = 10**9
+    assert _fits(family, memory.Memory(weights + working, weights + working), 4, True).startswith("fits: ")
+    assert "other programs" in _fits(family, memory.Memory(weights + working, gigabytes), 4, True)
+    assert "--dtype bf16" in _fits(family, memory.Memory(half, half), 4, True)
+    assert "--sequential-guidance" in _fits(family, memory.Memory(half - gigabytes, 0), 2, False)
+    assert "smaller video" in _fits(family, memory.Memory(weights // 2 + gigabytes, 0), 2, False)
+    assert "too large" in _fits(family, memory.Memory(gigabytes, gigabytes), 2, False)
+    assert "needs" in _fits(family, None, 4, True)
+
+
+def test_this_machines_memory():
+    found = memory.main_memory()
+    assert found is not None and 0 < found.free <= found.total
+
+
+def test_the_parameters_of_full_size_models():
+    assert memory.parameters(IMAGE_TO_VIDEO) == pytest.approx(1.42e9 + 632e6 + 84e6, rel=0.01)
+    assert memory.parameters(TEXT_TO_VIDEO) == pytest.approx(1.41e9 + 340e6 + 84e6, rel=0.01)
+
+
+def test_the_estimate_of_working_memory_is_what_the_networks_use():
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from modelscope_i2v.networks.attention import Attention
+    from modelscope_i2v.networks.autoencoder import AutoencoderKL
+    from modelscope_i2v.networks.config import AutoencoderConfig
+    from modelscope_i2v.networks.stunet import STUNet
+
+    class Counter(TorchDispatchMode):
+        live = peak = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, torch.Tensor) and (store := tensor.untyped_storage()) not in seen:
+                    seen.add(store)
+                    self.live += store.nbytes() // 4
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(store, self.gone, store.nbytes() // 4)
+            return result
+
+        def gone(self, numbers: int) -> None:
+            self.live -= numbers
+
+    seen: weakref.WeakSet = weakref.WeakSet()
+    with torch.device("meta"), torch.inference_mode():
+        unet, decoder = STUNet(TEXT_TO_VIDEO.unet).eval(), AutoencoderKL(AutoencoderConfig()).eval()
+        for module in unet.modules():
+            if isinstance(module, Attention):
+                module.kernel = lambda q, k, v: torch.empty_like(q)  # as flash attention: no matrix
+        with Counter() as counted:
+            unet(torch.empty(1, 4, 16, 32, 32), torch.zeros(1), y=torch.empty(1, 77, 1024))
+        assert counted.peak / (16 * 32 * 32) == pytest.approx(memory.UNET_NUMBERS, rel=0.1)
+        with Counter() as counted:
+            decoder.decode(torch.empty(2, 4, 16, 16))
+        assert counted.peak / (2 * 128 * 128) == pytest.approx(memory.DECODER_NUMBERS, rel=0.1)
