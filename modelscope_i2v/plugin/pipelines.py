@@ -46,7 +46,7 @@ class VideoPipeline(Pipeline):
         self,
         model: Any,
         preprocessor: Any = None,
-        device: str | torch.device = "gpu",
+        device: str | torch.device | None = "gpu",
         device_map: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -54,7 +54,7 @@ class VideoPipeline(Pipeline):
             raise InputError("device_map is not known to these models; device says where one runs.")
         loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
         kwargs.pop("auto_collate", None)
-        model = self._load(model, str(device), kwargs.get("trust_remote_code", False), loading)
+        model = self._load(model, str(device or "gpu"), kwargs.get("trust_remote_code", False), loading)
         if preprocessor is None:
             kind = {"type": preprocessor_type(self.family), "model_dir": model.model_dir}
             preprocessor = build_preprocessor(kind, FIELD)

@@ -188,7 +188,7 @@ class _AfterImport:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name not in _ACTIONS:
             return None
-        for finder in sys.meta_path:
+        for finder in list(sys.meta_path):
             if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
                 if spec.loader is not None:
                     spec.loader = _Loader(spec.loader, _ACTIONS[name])
