@@ -8,7 +8,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 
 from ..families import FAMILIES, Family
@@ -50,38 +50,37 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "doctor",
         _run,
         "tell what this machine has: versions, devices, codecs, and which models fit",
-        " It ends with exit code 1 if a package is missing.",
+        " It ends with exit code 1 if something is missing or broken.",
     )
 
 
 def _run(args: argparse.Namespace) -> int:
     missing = _packages()
-    with _section("Devices"):
-        _devices()
-    with _section("Codecs"):
-        _codecs()
-    with _section("ModelScope"):
-        _plugin()
-    with _section("Full-size models (memory for weights, and an estimate for the default video)"):
-        _models()
+    told = [
+        _section("Devices", _devices),
+        _section("Codecs", _codecs),
+        _section("ModelScope", _plugin),
+        _section("Full-size models (memory for weights, and an estimate for the default video)", _models),
+    ]
     if missing:
         say()
         say("Missing. This installs it:  pip install " + " ".join(f'"{name}"' for name in missing))
-    return 1 if missing else 0
+    return 0 if all(told) and not missing else 1
 
 
-@contextlib.contextmanager
-def _section(title: str) -> Iterator[None]:
-    """One part of the report; what hinders it is part of the report."""
+def _section(title: str, tell: Callable[[], None]) -> bool:
+    """One part of the report; what hinders it is part of the report. Returns whether nothing did."""
     say()
     say(title)
     try:
-        yield
+        tell()
     except BrokenPipeError:
         raise
     except Exception as error:  # broken installations break in any way
         reason = " ".join(str(error).split())
         say(f"  cannot be told: {type(error).__name__}: {reason}")
+        return False
+    return True
 
 
 def _packages() -> list[str]:

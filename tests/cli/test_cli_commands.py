@@ -223,6 +223,18 @@ def test_the_doctor_works_where_nothing_is_installed():
     assert ended.stdout.count("cannot be told") == 4
 
 
+def test_the_doctor_tells_of_a_package_that_is_there_and_broken(run, monkeypatch):
+    from modelscope_i2v.media import write
+
+    def codecs():
+        raise ImportError("av's libraries\nare not there")
+
+    monkeypatch.setattr(write, "codecs", codecs)
+    ended = run("doctor")
+    assert ended.code == 1 and "  cannot be told: ImportError: av's libraries are not there\n" in ended.out
+    assert ended.out.count("cannot be told") == 1 and "Full-size models" in ended.out
+
+
 def test_memory_verdicts():
     from modelscope_i2v.cli.doctor import _fits
 
