@@ -19,7 +19,7 @@ from . import outputs, samples
 from .checkpoints.directory import ModelDirectory
 from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from .checkpoints.tensors import read_tensors
-from .conditioning.clip import ImageEncoder, TextEncoder, check_text
+from .conditioning.clip import ImageEncoder, TextEncoder
 from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dtype, resolve_device
 from .errors import Cancelled, InputError, NumericalError
 from .families import LATENT_SCALE, Family
@@ -145,7 +145,8 @@ class VideoGenerator:
             for job, result in zip(batch, latents):
                 if job.number == 0:
                     videos.append([])
-                videos[-1].append(self._deliver(job, result, next(paths)))
+                frames = self.finish(job, result)
+                videos[-1].append(outputs.deliver(frames, job.sample, job.seed, next(paths)))
         return [made if plan.num_videos > 1 else made[0] for made, (_, plan) in zip(videos, plans)]
 
     def resolve(self, given: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
@@ -159,8 +160,6 @@ class VideoGenerator:
     def _jobs(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[Job]:
         for inputs, options in plans:
             sample = samples.read(self.family, inputs, options)
-            if sample.text:
-                check_text(sample.text)
             for number in range(options.num_videos):
                 yield Job.of(sample, number)
 
@@ -325,12 +324,11 @@ class VideoGenerator:
             "(modelscope-i2v inspect tells), or guidance_scale is too high."
         )
 
-    def _deliver(self, job: Job, latents: Tensor, path: Path | None) -> Any:
-        options = job.sample.options
-        if options.output_type == "latent":
+    def finish(self, job: Job, latents: Tensor) -> Tensor:
+        """A video's frames [f, 3, height, width], about -1..1; its latents where those were asked for."""
+        if job.sample.options.output_type == "latent":
             return latents
-        frames = outputs.blacken(self.decode(latents, options), job.sample.content)
-        return outputs.deliver(frames, job.sample, job.seed, path)
+        return outputs.blacken(self.decode(latents, job.sample.options), job.sample.content)
 
 
 class Job(NamedTuple):

@@ -57,8 +57,10 @@ def blacken(frames: Tensor, content: tuple[int, int, int, int] | None) -> Tensor
 
 
 def deliver(frames: Tensor, sample: Sample, seed: int | None, path: Path | None) -> Any:
-    """Decoded frames [f, 3, h, w], about -1..1, as the sample's ``output_type``; a file's path as text."""
+    """Frames [f, 3, h, w], about -1..1, or latents, as ``output_type`` says; a file's path as text."""
     options = sample.options
+    if options.output_type == "latent":
+        return frames
     if options.output_type == "pt":
         return (frames * 0.5 + 0.5).clamp(0, 1)
     pixels: np.ndarray = tensor_to_uint8(frames)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import options as option_table
+from .conditioning.clip import check_text
 from .errors import InputError
 from .families import Family
 from .media.images import load_image
@@ -88,6 +89,7 @@ def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Sample:
     text = inputs.get("text", "")
     if not isinstance(text, str):
         raise InputError(f"The text is a {type(text).__name__}; it must be a string.")
+    check_text(text)
     if family.takes_video:
         return _video_sample(family, inputs, options, text)
     fps = options.fps or family.fps

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..generator import Job, VideoGenerator
-from ..outputs import blacken
 from .registration import claim
 
 
@@ -79,10 +78,7 @@ class VideoModel(Model):
 
     def _make(self, job: Job) -> MadeVideo:
         (latents,) = self.generator.generate([job])
-        options = job.sample.options
-        if options.output_type == "latent":
-            return MadeVideo(job, latents)
-        return MadeVideo(job, blacken(self.generator.decode(latents, options), job.sample.content))
+        return MadeVideo(job, self.generator.finish(job, latents))
 
 
 def _present(device: str | torch.device | None) -> str | torch.device | None:

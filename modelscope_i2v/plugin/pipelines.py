@@ -154,9 +154,7 @@ class VideoPipeline(Pipeline):
         videos = inputs["videos"]
         paths = check_paths(output_video, [video.job.sample.options.output_type for video in videos])
         made = [
-            video.frames
-            if video.job.sample.options.output_type == "latent"
-            else deliver(video.frames, video.job.sample, video.job.seed, path)
+            deliver(video.frames, video.job.sample, video.job.seed, path)
             for video, path in zip(videos, paths)
         ]
         return {OutputKeys.OUTPUT_VIDEO: made if len(made) > 1 else made[0]}

@@ -97,7 +97,7 @@ def _keys(registry: str) -> Iterator[tuple[str, str]]:
 
 
 def _index() -> dict[tuple[str, str, str], dict[str, Any]]:
-    """ModelScope's source index: a method's result since 1.23, a class attribute before."""
+    """ModelScope's source index: a method's result since 1.22, a class attribute before."""
     lazy = import_module("modelscope.utils.import_utils").LazyImportModule
     return (lazy.get_ast_index() if hasattr(lazy, "get_ast_index") else lazy.AST_INDEX)["index"]
 
