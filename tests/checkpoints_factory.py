@@ -33,16 +33,17 @@ from modelscope_i2v.networks.stunet import STUNet
 WIDTH = 64
 """Width of the small text tower and of the small image embedding."""
 
+# Norms have 32 groups: with one channel in a group they would cancel the biases before them.
 SMALL_UNET = {
-    "unet_dim": 32,
-    "unet_dim_mult": [1, 1, 2, 2],
+    "unet_dim": 64,
+    "unet_dim_mult": [1, 1, 1, 2],
     "unet_context_dim": WIDTH,
     "unet_num_heads": 3,
     "unet_head_dim": 16,
-    "unet_res_blocks": 2,
+    "unet_res_blocks": 1,
     "unet_attn_scales": [1, 0.5, 0.25],
 }
-SMALL_DDCONFIG = {"ch": 32, "ch_mult": [1, 1, 2, 2], "num_res_blocks": 1}
+SMALL_DDCONFIG = {"ch": 64, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1}
 SMALL_CLIP = {
     "embed_dim": WIDTH,
     "vision_cfg": {"image_size": 224, "patch_size": 56, "width": WIDTH, "layers": 3, "head_width": 32},

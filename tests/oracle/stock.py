@@ -50,8 +50,13 @@ UNET_MODULES = {
 def memory_efficient_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_bias: Any = None, op: Any = None
 ) -> Tensor:
-    """What xFormers computes, which has no kernel for CPUs: q, k, v are [b, n, d]."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias)
+    """What xFormers computes, which has no kernel for CPUs: q, k, v are [b, n, d].
+
+    As a single head: PyTorch fuses that, with xFormers' own rounding, and computes [b, n, d] in fp32.
+    """
+    return F.scaled_dot_product_attention(*(t.unsqueeze(1) for t in (q, k, v)), attn_mask=attn_bias).squeeze(
+        1
+    )
 
 
 class AttributeDict(dict):
