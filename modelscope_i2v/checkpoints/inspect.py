@@ -18,7 +18,10 @@ from .kinds import Kind, identify
 from .load import AUTOENCODER_UNUSED, CLIP_UNUSED, Differences, differences
 from .tensors import read_tensors, select
 
-_GB = 1e9
+
+def _size(size: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class FileReport:
         lines = [
             f"{self.path}",
             f"  what:        {self.kind}",
-            f"  file:        {self.format}, {self.size / _GB:.2f} GB"
+            f"  file:        {self.format}, {_size(self.size)}"
             + (f", step {self.step:,}" if self.step is not None else ""),
             f"  parameters:  {self.parameters:,} in {types}",
         ]
@@ -76,7 +79,7 @@ class Report:
         """For people, without line ends."""
         if self.task is None:
             return self.files[0].lines()
-        lines = [f"{self.path}: a {self.task} model"]
+        lines = [f"{self.path}: model for {self.task}"]
         if self.defaults:
             lines.append(
                 "  defaults:    " + ", ".join(f"{key}={value}" for key, value in self.defaults.items())
@@ -194,6 +197,4 @@ def _numbers(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _memory(parameters: int) -> str:
-    return (
-        f"weights take {parameters * 4 / _GB:.2f} GB in fp32, {parameters * 2 / _GB:.2f} GB in fp16 or bf16"
-    )
+    return f"weights take {_size(parameters * 4)} in fp32, {_size(parameters * 2)} in fp16 or bf16"

@@ -26,7 +26,6 @@ _REQUIRED = {
     "av": "av",
     "numpy": "numpy",
     "PIL": "Pillow",
-    "safetensors": "safetensors",
     "torchsde": "torchsde",
     "tqdm": "tqdm",
 }

@@ -61,7 +61,7 @@ def test_a_directory(tmp_path: Path, task: str) -> None:
     assert unet.memory(torch.float16) == 2 * unet.used
     assert unet.size == model.unet_path.stat().st_size
     text = str(report)
-    assert text.startswith(f"{tmp_path}: a {task} model")
+    assert text.startswith(f"{tmp_path}: model for {task}")
     assert "step 789,000" in text and "all there, nothing else" in text and "All weights together" in text
 
 

@@ -180,7 +180,7 @@ def test_the_demo_makes_all_three_and_a_contact_sheet_of_each(run, monkeypatch, 
 def test_inspect_goes_on_after_a_file_that_cannot_be_read(run):
     ended = run("inspect", "none", model_directory(TEXT_TO_VIDEO.task))
     assert ended.code == 1 and "none" in ended.err
-    assert "a text-to-video-synthesis model" in ended.out and "parameters:" in ended.out
+    assert "model for text-to-video-synthesis" in ended.out and "parameters:" in ended.out
 
 
 def test_enable_and_disable(run, monkeypatch):
