@@ -20,15 +20,18 @@ class Family:
     Sizes are in pixels, ``fps`` in frames per second.
     """
 
+    name: str
     task: str
-    """ModelScope's task, which is also the family's name."""
+    """ModelScope's task."""
     model_type: str
     pipeline_type: str
     hub_ids: tuple[str, ...]
     """Ids on the ModelScope hub, the default one first."""
+    unet_file: str
+    """The hub's name of the U-Net's file, by which a directory without a configuration is recognised."""
     unet: STUNetConfig
-    condition: str
-    """``image`` (CLIP image embedding) or ``text`` (CLIP text states)."""
+    reads_text: bool
+    """A text leads the video, through CLIP's text tower."""
     schedule: str
     """A function of :mod:`modelscope_i2v.sampling.schedules`."""
     prediction: str
@@ -40,9 +43,15 @@ class Family:
     height: int
     width: int
     num_frames: int
+    autoencoder_file: str = "v2-1_512-ema-pruned.ckpt"
+    clip_file: str = "open_clip_pytorch_model.bin"
     guidance_rescale: float = 0.0
     fps: float = 8.0
-    """Frame rate of the written file, and what the fps embedding is told where there is one."""
+    """Frame rate of the written file."""
+    target_fps: int = 8
+    """Frame rate that the fps embedding is told, where there is one."""
+    clip_crop: int = 448
+    """Side of the square that is cut out of a picture for CLIP's image tower, before it shrinks that."""
     noise_offset: float = 0.0
     """Weight of the noise that a whole frame's channel shares."""
     start_timestep: int = 999
@@ -55,14 +64,21 @@ class Family:
     prompt_suffix: str = ""
     """What is appended to every prompt."""
 
+    @property
+    def reads_image(self) -> bool:
+        """A picture leads the video, through CLIP's image tower."""
+        return self.unet.image_tokens > 0
+
 
 IMAGE_TO_VIDEO = Family(
+    name="image-to-video",
     task="image-to-video",
     model_type="image-to-video-model",
     pipeline_type="image-to-video-task-pipeline",
     hub_ids=("damo/Image-to-Video", "iic/Image-to-Video"),
+    unet_file="base_03_alldata_fps_v_80g_0789000.pth",
     unet=STUNetConfig(image_tokens=4, fps_embedding=True),
-    condition="image",
+    reads_text=False,
     schedule="sqrt_linear",
     prediction="v",
     scheduler="ddim",
@@ -75,12 +91,14 @@ IMAGE_TO_VIDEO = Family(
 )
 
 VIDEO_TO_VIDEO = Family(
+    name="video-to-video",
     task="video-to-video",
     model_type="video-to-video-model",
     pipeline_type="video-to-video-pipeline",
     hub_ids=("damo/Video-to-Video", "iic/Video-to-Video"),
+    unet_file="sr_step_110000_ema.pth",
     unet=STUNetConfig(extra_rows=True),
-    condition="text",
+    reads_text=True,
     schedule="logsnr_cosine_interp",
     prediction="v",
     scheduler="dpmpp_2m_sde",
@@ -108,12 +126,15 @@ VIDEO_TO_VIDEO = Family(
 )
 
 TEXT_TO_VIDEO = Family(
+    name="text-to-video-synthesis",
     task="text-to-video-synthesis",
     model_type="latent-text-to-video-synthesis",
     pipeline_type="latent-text-to-video-synthesis",
     hub_ids=("damo/text-to-video-synthesis", "iic/text-to-video-synthesis"),
+    unet_file="text2video_pytorch_model.pth",
+    autoencoder_file="VQGAN_autoencoder.pth",
     unet=STUNetConfig(),
-    condition="text",
+    reads_text=True,
     schedule="sqrt_linear",
     prediction="eps",
     scheduler="ddim",
@@ -125,7 +146,36 @@ TEXT_TO_VIDEO = Family(
     crf=10,
 )
 
+I2VGEN_XL = Family(
+    name="i2vgen-xl",
+    task="image-to-video",
+    model_type="i2vgen-xl",
+    pipeline_type="i2v_gen_xl",
+    hub_ids=("damo/I2VGen-XL", "iic/I2VGen-XL"),
+    unet_file="i2vgen_xl_00854500.pth",
+    unet=STUNetConfig(image_tokens=4, fps_embedding=True, local_image=True),
+    reads_text=True,
+    schedule="cosine",
+    prediction="v",
+    scheduler="ddim",
+    num_inference_steps=50,
+    guidance_scale=9.0,
+    height=704,
+    width=1280,
+    num_frames=16,
+    target_fps=16,
+    clip_crop=1280,
+    decode_chunk_size=2,
+    negative_prompt=(
+        "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
+        "disconnected limbs, Ugly faces, incomplete arms"
+    ),
+)
+
 FAMILIES: dict[str, Family] = {
-    family.task: family for family in (IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, TEXT_TO_VIDEO)
+    family.name: family for family in (IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, TEXT_TO_VIDEO, I2VGEN_XL)
 }
-"""Every family by its ModelScope task."""
+"""Every family by its name."""
+
+TASKS: dict[str, Family] = {family.task: family for family in (IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, TEXT_TO_VIDEO)}
+"""The family that each of ModelScope's tasks means by itself."""

@@ -44,7 +44,8 @@ class VideoGenerator:
 
     Attributes:
         family: what the checkpoint was trained with.
-        unet, autoencoder, encoder: the networks; ``encoder`` is CLIP's text or image tower.
+        unet, autoencoder, text_encoder, image_encoder: the networks; a tower of CLIP that the family
+            does not read is None.
         device, dtype: where they are, and the type of their weights.
         defaults: options that the checkpoint's configuration.json sets.
     """
@@ -54,7 +55,8 @@ class VideoGenerator:
         family: Family,
         unet: STUNet,
         autoencoder: AutoencoderKL,
-        encoder: TextEncoder | ImageEncoder,
+        text_encoder: TextEncoder | None,
+        image_encoder: ImageEncoder | None,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -63,7 +65,8 @@ class VideoGenerator:
         self.family = family
         self.unet = unet
         self.autoencoder = autoencoder
-        self.encoder = encoder
+        self.text_encoder = text_encoder
+        self.image_encoder = image_encoder
         self.device = device
         self.dtype = dtype
         self.defaults = dict(defaults or {})
@@ -97,15 +100,19 @@ class VideoGenerator:
         weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
         model = ModelDirectory.open(directory, task)
         family = model.family
-        tower = ImageEncoder if family.condition == "image" else TextEncoder
         with torch.device("meta"):
-            encoder, unet = tower(model.clip), STUNet(model.unet)
-            autoencoder = AutoencoderKL(model.autoencoder)
-        parts = (
-            (encoder, model.clip_path, encoder_dtype(place, weights), (*encoder.unused, *CLIP_UNUSED)),
+            text_encoder = TextEncoder(model.clip) if family.reads_text else None
+            image_encoder = ImageEncoder(model.clip) if family.reads_image else None
+            unet, autoencoder = STUNet(model.unet), AutoencoderKL(model.autoencoder)
+        parts = [
+            (tower, model.clip_path, encoder_dtype(place, weights), (*tower.unused, *CLIP_UNUSED))
+            for tower in (text_encoder, image_encoder)
+            if tower is not None
+        ]
+        parts += [
             (unet, model.unet_path, weights, ()),
             (autoencoder, model.autoencoder_path, weights, AUTOENCODER_UNUSED),
-        )
+        ]
         with bar(len(parts), "Loading", progress, "file") as loading, out_of_memory_told():
             for network, path, kind, unused in parts:
                 load_module(
@@ -118,7 +125,16 @@ class VideoGenerator:
                 )
                 loading.update()
         use_kernel(unet, attention)
-        return cls(family, unet, autoencoder, encoder, device=place, dtype=weights, defaults=model.defaults)
+        return cls(
+            family,
+            unet,
+            autoencoder,
+            text_encoder,
+            image_encoder,
+            device=place,
+            dtype=weights,
+            defaults=model.defaults,
+        )
 
     def __call__(self, inputs: list[Any], output_video: Any = None, **options: Any) -> list[Any]:
         """Makes a video, or ``num_videos`` of them, of each input.
@@ -167,7 +183,7 @@ class VideoGenerator:
     def generate(self, batch: list[Job]) -> Tensor:
         """Latents of one batch of alike jobs: [b, 4, f, height / 8, width / 8], fp32."""
         with out_of_memory_told():
-            positive, negative = self.condition([job.sample for job in batch])
+            positive, negative = self.condition(batch)
             start = self.start(batch)
             latents = self.denoise(start, positive, negative, batch)
         height, width = self._latent_size(batch[0].sample.options)
@@ -177,18 +193,35 @@ class VideoGenerator:
         factor = self.autoencoder.config.factor
         return options.height // factor, options.width // factor
 
-    def condition(self, batch: list[Sample]) -> tuple[Conditions, Conditions]:
-        """The networks' inputs beside the latents, with and without the wish, each [b, …]."""
-        if self.family.condition == "image":
-            wanted = self.encoder.encode(samples.clip_input(batch, self.encoder.image_size))
-            without = torch.zeros_like(wanted)
-        else:
-            wanted = self.encoder.encode([sample.text + self.family.prompt_suffix for sample in batch])
-            without = self.encoder.encode([batch[0].options.negative_prompt]).expand_as(wanted)
-        shared = {}
-        if self.family.unet.fps_embedding:
-            shared["fps"] = torch.full((len(batch),), batch[0].options.target_fps, device=self.device)
-        return {"y": wanted, **shared}, {"y": without, **shared}
+    @torch.inference_mode()
+    def condition(self, batch: list[Job]) -> tuple[Conditions, Conditions]:
+        """The network's inputs beside the latents, with and without the wish, each [b, …]."""
+        family, inputs = self.family, [job.sample for job in batch]
+        options = inputs[0].options
+        wanted: dict[str, Tensor] = {}
+        if self.unet.config.fps_embedding:
+            wanted["fps"] = torch.full((len(batch),), options.target_fps, device=self.device)
+        if self.unet.config.local_image:
+            wanted["picture"] = torch.stack([self._picture(job) for job in batch])
+        without = dict(wanted)
+        if self.text_encoder is not None:
+            wanted["text"] = self.text_encoder.encode(
+                [sample.text + family.prompt_suffix for sample in inputs]
+            )
+            negative = self.text_encoder.encode([options.negative_prompt])
+            without["text"] = negative.expand_as(wanted["text"])
+        if self.image_encoder is not None:
+            pixels = samples.clip_input(family, inputs, self.image_encoder.image_size)
+            wanted["image"] = self.image_encoder.encode(pixels)
+            without["image"] = torch.zeros_like(wanted["image"])
+        return wanted, without
+
+    def _picture(self, job: Job) -> Tensor:
+        """The picture's scaled latent [4, h, w], on the network's canvas."""
+        frame = samples.picture_frame(job.sample)
+        height, width = self.unet.config.canvas(*self._latent_size(job.sample.options))
+        factor = self.autoencoder.config.factor
+        return self.encode(_pad(frame, height * factor, width * factor), job.source, job.sample.options)[:, 0]
 
     def start(self, batch: list[Job]) -> Tensor:
         """The latents that denoising starts from: noise, or the input video diffused half way.

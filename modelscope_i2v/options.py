@@ -89,7 +89,7 @@ def _option(check: Callable[[Any], Any], text: str, default: Any = None, **metad
 
 
 def _takes_text(family: Family) -> bool:
-    return family.condition == "text"
+    return family.reads_text
 
 
 def _takes_video(family: Family) -> bool:
@@ -196,8 +196,6 @@ def family_defaults(family: Family) -> dict[str, Any]:
     """The options that the family's table sets."""
     names = (f.name for f in dataclasses.fields(Family))
     defaults = {name: getattr(family, name) for name in names if name in FIELDS and name != "fps"}
-    if family.unet.fps_embedding:
-        defaults["target_fps"] = round(family.fps)
     return {name: value for name, value in defaults.items() if name in options_of(family)}
 
 
@@ -240,11 +238,11 @@ def check(name: str, value: Any) -> Any:
 
 def _unknown(name: str, family: Family, known: Collection[str], also_known: Collection[str]) -> str:
     if name in FIELDS:
-        return f"{family.task} has no option {name!r}."
+        return f"{family.name} has no option {name!r}."
     names = [*known, *also_known]
     near = [other for other in names if name in other] or difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
-    return f"{family.task} has no option {name!r}; {hint}"
+    return f"{family.name} has no option {name!r}; {hint}"
 
 
 def _short(value: Any) -> str:

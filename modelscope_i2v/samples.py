@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -50,9 +51,12 @@ class Sample:
 
 def input_keys(family: Family) -> tuple[str, ...]:
     """The keys of an input dict that are no options; the first is what a bare input means."""
+    texts = ("text", "caption") if family.reads_image and family.reads_text else ("text",)
     if family.takes_video:
-        return "video_path", "video", "text"
-    return ("image", "image_path") if family.condition == "image" else ("text",)
+        return "video_path", "video", *texts
+    if family.reads_image:
+        return "image", "image_path", *(texts if family.reads_text else ())
+    return texts
 
 
 def resolve(
@@ -75,6 +79,9 @@ def resolve(
     if not isinstance(given, Mapping):
         given = {keys[0]: given}
     inputs = {key: value for key, value in given.items() if key in keys and value is not None}
+    texts = [key for key in options if key in ("text", "caption") and key in keys[1:]]
+    inputs |= {key: options[key] for key in texts if options[key] is not None}
+    options = {key: value for key, value in options.items() if key not in texts}
     beside = {key: value for key, value in given.items() if key not in keys}
     stated = {key: value for key, value in options.items() if value is not None or key not in beside}
     return inputs, option_table.resolve(family, {**beside, **stated}, checkpoint, keys)
@@ -86,18 +93,18 @@ def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Sample:
     Raises:
         InputError: for an input that is missing or cannot be read.
     """
-    text = inputs.get("text", "")
+    text = inputs.get("text", inputs.get("caption", ""))
     if not isinstance(text, str):
         raise InputError(f"The text is a {type(text).__name__}; it must be a string.")
     check_text(text)
     if family.takes_video:
         return _video_sample(family, inputs, options, text)
     fps = options.fps or family.fps
-    if family.condition == "image":
+    if family.reads_image:
         image = load_image(_one_of(family, inputs, "image", "image_path"), max_pixels=options.max_pixels)
-        return Sample(options, image=image, fps=fps)
+        return Sample(options, text=text, image=image, fps=fps)
     if "text" not in inputs:
-        raise InputError(f'{family.task} needs a text: a string, or {{"text": "…"}}.')
+        raise InputError(f'{family.name} needs a text: a string, or {{"text": "…"}}.')
     return Sample(options, text=text, fps=fps)
 
 
@@ -105,7 +112,7 @@ def _one_of(family: Family, inputs: Mapping[str, Any], *keys: str) -> Any:
     found = [inputs[key] for key in keys if key in inputs]
     if len(found) != 1:
         names = " or ".join(map(repr, keys))
-        raise InputError(f"{family.task} needs one input under {names}; it got {len(found) or 'none'}.")
+        raise InputError(f"{family.name} needs one input under {names}; it got {len(found) or 'none'}.")
     return found[0]
 
 
@@ -126,11 +133,18 @@ def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, t
     )
 
 
-def clip_input(samples: list[Sample], image_size: int) -> Tensor:
+def clip_input(family: Family, batch: list[Sample], image_size: int) -> Tensor:
     """The pictures as CLIP's image tower takes them: [b, 3, image_size, image_size].
 
-    The originals crop to twice the size first; their crop may fall a pixel short, and is kept here
-    because the embedding is part of the result.
+    The originals' crop may fall a pixel short, and is kept so here because the embedding is part of
+    the result.
     """
-    cropped = (center_crop(sample.image, 2 * image_size, 2 * image_size) for sample in samples)
+    cropped = (center_crop(sample.image, family.clip_crop, family.clip_crop) for sample in batch)
     return torch.stack([clip_pixels(image, image_size) for image in cropped])
+
+
+def picture_frame(sample: Sample) -> Tensor:
+    """The picture cut to the video's size, as a frame [1, 3, height, width] in -1..1."""
+    height, width = sample.options.height, sample.options.width
+    image = center_crop(sample.image, width, height, fill_short=True)
+    return frames_to_tensor(np.asarray(image)[None], height, width)

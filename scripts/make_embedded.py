@@ -51,6 +51,7 @@ SIZES = {
     "image-to-video": {"max_frames": 16, "height": 128, "width": 128, "target_fps": 8},
     "video-to-video": {"max_frames": 16, "height": 144, "width": 256, "num_inference_steps": 20},
     "text-to-video-synthesis": {"max_frames": 16, "height": 128, "width": 128},
+    "i2vgen-xl": {"max_frames": 16, "height": 128, "width": 192, "target_fps": 16},
 }
 
 
@@ -66,7 +67,7 @@ def configuration(family: Family, unet: str, shared: str) -> dict:
     args["ckpt_autoencoder"] = f"{shared}autoencoder.safetensors"
     if family.takes_video:
         args["solver_mode"] = "fast"
-    sizes = {**SIZES[family.task], **UNET, "ddconfig": DDCONFIG, "clip": CLIP}
+    sizes = {**SIZES[family.name], **UNET, "ddconfig": DDCONFIG, "clip": CLIP}
     if family.unet.image_tokens:
         sizes["unet_y_dim"] = CLIP["embed_dim"]
     return {
@@ -159,10 +160,10 @@ def main() -> None:
     save(build(CLIPConfig(custom=CLIP)), target / "open_clip.safetensors")
     autoencoder = AutoencoderKL(AutoencoderConfig(**{**DDCONFIG, "ch_mult": tuple(DDCONFIG["ch_mult"])}))
     save(autoencoder, target / "autoencoder.safetensors")
-    for task, family in FAMILIES.items():
-        save(STUNet(unet_config(family)), target / task / "unet.safetensors")
+    for name, family in FAMILIES.items():
+        save(STUNet(unet_config(family)), target / name / "unet.safetensors")
         text = json.dumps(configuration(family, "unet.safetensors", "../"), indent=2) + "\n"
-        (target / task / "configuration.json").write_text(text)
+        (target / name / "configuration.json").write_text(text)
     draw_picture().save(target / "picture.png", optimize=True)
     if target == HERE / "modelscope_i2v" / "embedded":
         inside = "modelscope_i2v/embedded/"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..families import FAMILIES, Family
+from ..families import FAMILIES, TASKS, Family
 from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
-from .tensors import SUFFIXES
+from .kinds import identify
+from .tensors import SUFFIXES, read_tensors
 
 CONFIGURATION = "configuration.json"
 
@@ -56,14 +57,26 @@ class ModelDirectory:
         return cls(
             path=path,
             family=family,
-            unet_path=_weights(path, args, "ckpt_unet"),
-            clip_path=_weights(path, args, "ckpt_clip"),
-            autoencoder_path=_weights(path, args, "ckpt_autoencoder"),
+            unet_path=_weights(path, args, "ckpt_unet", family.unet_file),
+            clip_path=_weights(path, args, "ckpt_clip", family.clip_file),
+            autoencoder_path=_weights(path, args, "ckpt_autoencoder", family.autoencoder_file),
             unet=_unet(cfg, family),
             autoencoder=autoencoder,
             clip=_clip(cfg),
             defaults=_defaults(args, cfg, family, autoencoder),
         )
+
+
+def _recognised(path: Path) -> dict[str, Any]:
+    """What a configuration would say of a directory that holds just the hub's weights."""
+    for family in FAMILIES.values():
+        if _existing(path / family.unet_file) is not None:
+            return {"task": family.task, "pipeline": {"type": family.pipeline_type}}
+    usual = ", ".join(family.unet_file for family in FAMILIES.values())
+    raise CheckpointError(
+        f"{path} is no model directory: it holds no {CONFIGURATION}, and no U-Net by one of the hub's names "
+        f"({usual})."
+    )
 
 
 class _Section:
@@ -81,7 +94,7 @@ class _Section:
         if not path.is_dir():
             raise CheckpointError(f"There is no directory {path}.")
         if not file.is_file():
-            raise CheckpointError(f"{path} is no model directory: it holds no {CONFIGURATION}.")
+            return cls(_recognised(path), "", file)
         try:
             values = json.loads(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
@@ -150,49 +163,62 @@ def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _family(root: _Section, task: str | None) -> Family:
-    """The family that all the names in the configuration agree on, and ``task`` with them."""
+def _family(root: _Section, wanted: str | None) -> Family:
+    """The family that all the names in the configuration agree on, and the task ``wanted`` with them."""
+    if wanted is not None and wanted not in TASKS:
+        raise CheckpointError(f"{wanted!r} is no task of this package; it has {', '.join(TASKS)}.")
     types = {
+        "pipeline_type": (root.section("pipeline"), "type"),
         "task": (root, "task"),
         "model_type": (root.section("model"), "type"),
-        "pipeline_type": (root.section("pipeline"), "type"),
     }
-    found: dict[str, Family] = {}
+    left, told = list(FAMILIES.values()), []
     for attribute, (section, key) in types.items():
         name = section.text(key)
-        if name is None:
+        known = {getattr(family, attribute): family for family in FAMILIES.values()}
+        if name is None or (name not in known and told):
             continue
-        matching = [family for family in FAMILIES.values() if getattr(family, attribute) == name]
-        if not matching:
-            known = ", ".join(getattr(family, attribute) for family in FAMILIES.values())
-            raise section.error(key, f"one of those that this package runs: {known}")
-        found[f"{section.dotted(key)} {name!r}"] = matching[0]
-
-    tasks = {family.task for family in found.values()}
-    if len(tasks) > 1:
-        says = ", ".join(f"{name} means {family.task}" for name, family in found.items())
-        raise CheckpointError(f"{root.file} contradicts itself: {says}.")
-    if task is not None and task not in FAMILIES:
-        raise CheckpointError(f"{task!r} is no task of this package; it has {', '.join(FAMILIES)}.")
-    if task is not None and tasks and task not in tasks:
-        raise CheckpointError(f"{root.file.parent} is a {tasks.pop()} model; {task} was asked.")
-    name = task or next(iter(tasks), None)
-    if name is None:
-        raise CheckpointError(f"{root.file}: task is missing; it should be one of {', '.join(FAMILIES)}.")
-    return FAMILIES[name]
+        if name not in known:
+            raise section.error(key, f"one of those that this package runs: {', '.join(known)}")
+        told.append(f"{section.dotted(key)} {name!r} means {known[name].name}")
+        left = [family for family in left if getattr(family, attribute) == name]
+    if not left:
+        raise CheckpointError(f"{root.file} contradicts itself: {', '.join(told)}.")
+    asked = [family for family in left if wanted in (None, family.task)]
+    if not asked:
+        raise CheckpointError(f"{root.file.parent} is a {left[0].name} model; {wanted} was asked.")
+    if not told and wanted is None:
+        raise CheckpointError(f"{root.file}: task is missing; it should be one of {', '.join(TASKS)}.")
+    if len(asked) > 1:
+        asked = _by_file(asked, root)
+    return asked[0]
 
 
-def _weights(directory: Path, args: _Section, key: str) -> Path:
-    """The file that ``model_args`` names, or the same with another suffix."""
-    name = args.text(key)
-    if name is None:
+def _by_file(families: list[Family], root: _Section) -> list[Family]:
+    """Those of some families, alike by name, whose keys the U-Net's file has."""
+    name = root.section("model").section("model_args").text("ckpt_unet")
+    path = name and _existing(root.file.parent / name)
+    kind = identify(read_tensors(path).tensors) if path else None
+    named = [family for family in families if kind and family.name in kind.families]
+    return named or families
+
+
+def _existing(path: Path) -> Path | None:
+    """That file, or the same with another suffix of weights."""
+    candidates = (path, *(path.with_suffix(suffix) for suffix in SUFFIXES))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _weights(directory: Path, args: _Section, key: str, usual: str) -> Path:
+    """The file that ``model_args`` names, or the hub's usual one; perhaps with another suffix."""
+    named = args.text(key)
+    path = directory / (named or usual)
+    if (found := _existing(path)) is not None:
+        return found
+    if named is None:
         raise CheckpointError(
             f"{args.file}: {args.dotted(key)} is missing; it should name a weights file in that directory."
         )
-    path = directory / name
-    for candidate in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
-        if candidate.is_file():
-            return candidate
     held = sorted(file.name for file in directory.iterdir() if file.suffix in SUFFIXES)
     raise CheckpointError(
         f"There is no file {path}, which {args.dotted(key)} names. The directory "
@@ -204,7 +230,7 @@ def _unet(cfg: _Section, family: Family) -> STUNetConfig:
     sizes = _given(**{name: cfg.integer(f"unet_{name}") for name in _UNET_SIZES})
     sizes |= _given(dim_mult=cfg.integers("unet_dim_mult"), attn_scales=cfg.numbers("unet_attn_scales"))
     sizes |= _given(dropout=cfg.number("unet_dropout"))
-    if family.condition == "image":  # text-to-video's unet_y_dim is of no use in its network
+    if family.reads_image:  # text-to-video's unet_y_dim is of no use in its network
         sizes |= _given(image_dim=cfg.integer("unet_y_dim"), image_tokens=cfg.integer("unet_image_tokens"))
     if str(cfg.values.get("temporal_attention", True)).lower() != "true":
         raise cfg.error("temporal_attention", "true: every network of these families has it")
@@ -252,7 +278,7 @@ def _defaults(
     args: _Section, cfg: _Section, family: Family, autoencoder: AutoencoderConfig
 ) -> dict[str, Any]:
     options = _given(num_frames=cfg.integer("max_frames") or args.integer("max_frames"))
-    if family.condition == "image":
+    if family.reads_image and not family.reads_text:
         rows, columns = cfg.integer("latent_hei"), cfg.integer("latent_wid")
         options |= _given(
             height=rows and rows * autoencoder.factor, width=columns and columns * autoencoder.factor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..families import FAMILIES
+from ..families import FAMILIES, Family
 from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .directory import ModelDirectory
 from .kinds import Kind, identify
@@ -106,7 +106,7 @@ def inspect(path: str | Path) -> Report:
     if not path.is_file():
         directory = ModelDirectory.open(path)
         reports = [_report(part, *network) for part, network in _networks(directory).items()]
-        return Report(path, directory.family.task, reports, directory.defaults)
+        return Report(path, directory.family.name, reports, directory.defaults)
     try:
         network = _networks(ModelDirectory.open(path.parent)).get(path)
     except CheckpointError:  # it stands somewhere else
@@ -119,7 +119,7 @@ def _networks(directory: ModelDirectory) -> dict[Path, tuple[str, nn.Module, tup
     name = "what the configuration describes"
     return {
         directory.unet_path: (name, _build_unet(directory.unet), ()),
-        directory.clip_path: (name, *_build_clip(directory.clip, directory.family.condition)),
+        directory.clip_path: (name, *_build_clip(directory.clip, directory.family)),
         directory.autoencoder_path: (name, _build_autoencoder(directory.autoencoder), AUTOENCODER_UNUSED),
     }
 
@@ -154,8 +154,8 @@ def _report(
 def _hub_network(kind: Kind | None) -> tuple[str | None, nn.Module | None, tuple[str, ...]]:
     """The full-size network of a kind, what it is called, and what its files may hold besides."""
     part = kind.part if kind else None
-    if part == "unet" and kind is not None and kind.tasks:
-        return f"the hub's {kind.tasks[0]} U-Net", _build_unet(FAMILIES[kind.tasks[0]].unet), ()
+    if part == "unet" and kind is not None and kind.families:
+        return f"the hub's {kind.families[0]} U-Net", _build_unet(FAMILIES[kind.families[0]].unet), ()
     if part == "autoencoder":
         return "Stable Diffusion's autoencoder", _build_autoencoder(AutoencoderConfig()), AUTOENCODER_UNUSED
     if part == "clip":
@@ -184,11 +184,13 @@ def _build_autoencoder(config: AutoencoderConfig) -> nn.Module:
         return AutoencoderKL(config)
 
 
-def _build_clip(config: CLIPConfig, condition: str) -> tuple[nn.Module, tuple[str, ...]]:
-    from ..conditioning.clip import ImageEncoder, TextEncoder
+def _build_clip(config: CLIPConfig, family: Family) -> tuple[nn.Module, tuple[str, ...]]:
+    from ..conditioning.clip import ImageEncoder, TextEncoder, build
 
     with torch.device("meta"):
-        module = ImageEncoder(config) if condition == "image" else TextEncoder(config)
+        if family.reads_image and family.reads_text:
+            return build(config), CLIP_UNUSED
+        module = ImageEncoder(config) if family.reads_image else TextEncoder(config)
     return module, (*CLIP_UNUSED, *module.unused)
 
 

@@ -18,8 +18,8 @@ class Kind:
     """Each must be the end of a key (a whole key, or behind a prefix and a dot)."""
     part: Part | None = None
     """What it is used as; None: it is known, but not used here."""
-    tasks: tuple[str, ...] = ()
-    """For a U-Net: the tasks whose networks have these keys."""
+    families: tuple[str, ...] = ()
+    """For a U-Net: the families whose networks have these keys."""
 
 
 _UNET = ("input_blocks.0.0.weight", "input_blocks.1.0.temopral_conv.conv1.2.weight")
@@ -27,7 +27,7 @@ _UNET = ("input_blocks.0.0.weight", "input_blocks.1.0.temopral_conv.conv1.2.weig
 KINDS = (
     Kind("a LoRA (an addition to weights, not weights)", ("lora_A.weight",)),
     Kind("a LoRA (an addition to weights, not weights)", ("lora_down.weight",)),
-    Kind("an I2VGen-XL U-Net", (*_UNET, "local_image_concat.0.weight"), "unet"),
+    Kind("an I2VGen-XL U-Net", (*_UNET, "local_image_concat.0.weight"), "unet", ("i2vgen-xl",)),
     Kind("an image-to-video U-Net", (*_UNET, "context_embedding.0.weight"), "unet", ("image-to-video",)),
     Kind(
         "a text-to-video or video-to-video U-Net (both have the same keys)",

@@ -151,7 +151,7 @@ def _read_input(family: Family, args: argparse.Namespace, options: dict[str, Any
         if not _is_url(args.input):  # which would be fetched twice
             read_video(args.input, max_frames=1, max_pixels=limit)
         return {"video_path": args.input, "text": args.text}
-    if family.condition == "image":
+    if family.reads_image:
         from ..media.images import load_image
 
         return {"image": load_image(args.input, max_pixels=limit)}
@@ -164,7 +164,7 @@ def _output(family: Family, args: argparse.Namespace, count: int) -> Path:
 
     new = args.output is None
     path = check_output(_new_path(_stem(family, args.input), count) if new else args.output)
-    if family.condition == "image" or family.takes_video:
+    if family.reads_image or family.takes_video:
         for target in _numbered(path, count):
             if target.exists() and Path(args.input).exists() and target.samefile(args.input):
                 raise OutputError(f"The output {str(target)!r} is the input itself; name another.")
@@ -189,7 +189,7 @@ def _numbered(path: Path, count: int) -> list[Path]:
 
 def _stem(family: Family, source: str) -> str:
     """A name for the output after its input."""
-    if family.condition == "image" or family.takes_video:
+    if family.reads_image or family.takes_video:
         if not _is_url(source):
             return Path(source).stem or "video"
         source = Path(urllib.parse.unquote(urllib.parse.urlparse(source).path)).stem

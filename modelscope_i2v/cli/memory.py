@@ -53,9 +53,10 @@ def parameters(family: Family) -> int:
     from ..networks.autoencoder import AutoencoderKL
     from ..networks.stunet import STUNet
 
-    tower = ImageEncoder if family.condition == "image" else TextEncoder
     with torch.device("meta"):  # no memory is taken
-        networks = (STUNet(family.unet), tower(CLIPConfig()), AutoencoderKL(AutoencoderConfig()))
+        networks = [STUNet(family.unet), AutoencoderKL(AutoencoderConfig())]
+        networks += [ImageEncoder(CLIPConfig())] if family.reads_image else []
+        networks += [TextEncoder(CLIPConfig())] if family.reads_text else []
     return sum(p.numel() for network in networks for p in network.parameters())
 
 

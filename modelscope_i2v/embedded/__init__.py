@@ -11,11 +11,11 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 
 
-def model_directory(task: str) -> Path:
-    """The model directory of a ModelScope task. Raises KeyError for one that it does not have."""
-    directory = _HERE / task
+def model_directory(family: str) -> Path:
+    """The model directory of a family (a task's name, or ``i2vgen-xl``). Raises KeyError for another."""
+    directory = _HERE / family
     if not (directory / "configuration.json").is_file():
-        raise KeyError(task)
+        raise KeyError(family)
     return directory
 
 

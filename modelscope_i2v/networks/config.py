@@ -30,6 +30,8 @@ class STUNetConfig:
     image_dim: int = 1024
     """Width of that image embedding."""
     fps_embedding: bool = False
+    local_image: bool = False
+    """The picture's latent enters too: as context tokens, and as four channels beside the noisy ones."""
     extra_rows: bool = False
     """Downsampling pads two rows instead of one, and upsampling drops the first and last row:
     heights are then ≡ 2 (mod 8) latents, as the video-to-video weights were trained (90 → 46 → 24

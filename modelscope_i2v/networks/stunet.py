@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import local_image
 from .blocks import (
     Conditioning,
     Downsample,
@@ -57,8 +58,15 @@ class STUNet(nn.Module):
                 TemporalTransformer(channels, channels // config.head_dim, config.head_dim),
             ]
 
+        in_dim = config.in_dim
+        if config.local_image:
+            in_dim += local_image.CHANNELS
+            self.local_image_concat = local_image.local_channels()
+            self.local_temporal_encoder = local_image.TemporalEncoder()
+            self.local_image_embedding = local_image.local_tokens(config.context_dim)
+
         first = TemporalTransformer(dim, config.num_heads, config.head_dim)
-        self.input_blocks = nn.ModuleList([Stage([InputConv(config.in_dim, dim, 3, padding=1), first])])
+        self.input_blocks = nn.ModuleList([Stage([InputConv(in_dim, dim, 3, padding=1), first])])
         skips, channels = [dim], dim
         for level, width in enumerate(widths):
             for _ in range(config.res_blocks):
@@ -88,16 +96,25 @@ class STUNet(nn.Module):
 
         self.out = nn.Sequential(GroupNorm(dim), nn.SiLU(), Conv2d(dim, config.out_dim, 3, padding=1))
 
-    def forward(self, latents: Tensor, timesteps: Tensor, y: Tensor, fps: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor | None = None,
+        image: Tensor | None = None,
+        fps: Tensor | None = None,
+        picture: Tensor | None = None,
+    ) -> Tensor:
         """Predicts noise or velocity, whatever the weights were trained for.
 
         Args:
             latents: noisy latents [b, in_dim, f, h, w]; h and w must be their own
                 :meth:`STUNetConfig.canvas`.
             timesteps: [b], 0 to 999.
-            y: text states [b, tokens, context_dim], or image embeddings [b, 1, image_dim] where the
-                configuration has ``image_tokens``.
+            text: text states [b, tokens, context_dim], for members that read text.
+            image: image embeddings [b, 1, image_dim], for members with ``image_tokens``.
             fps: frames per second [b], for members with ``fps_embedding``.
+            picture: the picture's scaled latent [b, 4, h, w], for members with ``local_image``.
 
         Returns:
             [b, out_dim, f, h, w] in fp32.
@@ -111,7 +128,12 @@ class STUNet(nn.Module):
                 f"Latents of {h}×{w} don't survive this network's levels; the next size that does is "
                 "{}×{}.".format(*self.config.canvas(h, w))
             )
-        cond = Conditioning(self.embed(timesteps, fps), self.context(y), f)
+        cond = Conditioning(self.embed(timesteps, fps), self.context(text, image, picture), f)
+        if self.config.local_image:
+            beside = local_image.concatenated(
+                self.local_image_concat, self.local_temporal_encoder, picture, f
+            )
+            latents = torch.cat([latents, beside], dim=1)
 
         x = fold(latents)
         skips = []
@@ -132,10 +154,15 @@ class STUNet(nn.Module):
             embedding = embedding + self.fps_embedding(sinusoidal_embedding(fps, self.config.dim))
         return embedding
 
-    def context(self, y: Tensor) -> Tensor:
+    def context(self, text: Tensor | None, image: Tensor | None, picture: Tensor | None) -> Tensor:
         """The tokens that spatial layers attend to: [b, tokens, context_dim]."""
+        tokens = []
+        if text is not None:
+            tokens.append(text)
+        if self.config.local_image:
+            tokens.append(self.local_image_embedding(picture).flatten(2).transpose(1, 2))
         if self.config.image_tokens:
-            return self.context_embedding(y).reshape(
-                len(y), self.config.image_tokens, self.config.context_dim
+            tokens.append(
+                self.context_embedding(image).unflatten(-1, (-1, self.config.context_dim)).flatten(1, 2)
             )
-        return y
+        return torch.cat([part.to(tokens[0].dtype) for part in tokens], dim=1)

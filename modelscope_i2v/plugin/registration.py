@@ -142,7 +142,7 @@ def _inputs(module: ModuleType) -> None:
         if family.takes_video:
             inputs = {"video_path": kinds.VIDEO, "text": kinds.TEXT}
         else:
-            inputs = {"image": kinds.IMAGE} if family.condition == "image" else {"text": kinds.TEXT}
+            inputs = {"image": kinds.IMAGE} if family.reads_image else {"text": kinds.TEXT}
         module.TASK_INPUTS.setdefault(family.task, inputs)
 
 

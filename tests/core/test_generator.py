@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.errors import (
@@ -18,9 +19,10 @@ from modelscope_i2v.errors import (
     OutOfMemoryError,
     OutputError,
 )
-from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.generator import VideoGenerator
+from modelscope_i2v.families import FAMILIES, LATENT_SCALE
+from modelscope_i2v.generator import Job, VideoGenerator
 from modelscope_i2v.media.write import write_video
+from modelscope_i2v.samples import picture_frame
 
 QUICK = {"num_inference_steps": 2, "num_frames": 3, "height": 64, "width": 64, "progress": False}
 
@@ -42,6 +44,7 @@ def inputs(clip):
         "image-to-video": picture(),
         "video-to-video": {"video_path": clip, "text": "a boat"},
         "text-to-video-synthesis": "a boat on the sea",
+        "i2vgen-xl": {"image": picture(), "text": "a boat on the sea"},
     }
 
 
@@ -203,6 +206,8 @@ def test_fit_decides_what_becomes_of_another_aspect(generators, clip, fit):
         ("image-to-video", {}, "needs one input under 'image' or 'image_path'"),
         ("image-to-video", {"image": 1, "image_path": 2}, "it got 2"),
         ("video-to-video", {"text": "a"}, "'video_path' or 'video'"),
+        ("i2vgen-xl", {"text": "a"}, "'image' or 'image_path'"),
+        ("image-to-video", {"image": 1, "text": "a"}, "no option 'text'"),
         ("text-to-video-synthesis", {}, "needs a text"),
         ("text-to-video-synthesis", 3, "must be a string"),
         ("text-to-video-synthesis", {"text": "a", "heigth": 8}, "did you mean 'height'"),
@@ -310,3 +315,31 @@ def test_loading_refuses_what_it_cannot_use(tmp_path):
         VideoGenerator.from_directory(directory, device="cuda:99")
     with pytest.raises(InputError, match="device='tpux'"):
         VideoGenerator.from_directory(directory, device="tpux")
+
+
+def test_i2vgen_reads_picture_and_text(generators, tmp_path):
+    generator, image = generators["i2vgen-xl"], picture()
+    first = frames_of(generator, {"image": image, "text": "a boat"}, seed=1)
+    assert np.array_equal(first, frames_of(generator, image, caption="a boat", seed=1))
+    assert np.array_equal(first, frames_of(generator, image, text="a boat", seed=1))
+    turned = tmp_path / "turned.png"
+    Image.open(image).rotate(90).save(turned)
+    for other in ({"image": image, "text": "a sunset"}, {"image": turned, "text": "a boat"}):
+        assert not np.array_equal(first, frames_of(generator, other, seed=1))
+    assert not np.array_equal(first, frames_of(generator, image, text="a boat", seed=1, target_fps=4))
+    assert not np.array_equal(first, frames_of(generator, image, text="a boat", seed=1, negative_prompt="x"))
+
+
+def test_i2vgen_draws_the_posterior_first_then_the_noise(generators):
+    generator = generators["i2vgen-xl"]
+    sample = generator.prepare({"image": picture(), "text": "a"}, seed=3, **QUICK)
+    job = Job.of(sample)
+    positive, negative = generator.condition([job])
+    start = generator.start([job])
+    numbers = torch.Generator().manual_seed(3)
+    posterior = generator.autoencoder.encode(picture_frame(sample))
+    noise = torch.randn(1, 4, 8, 8, generator=numbers)
+    assert torch.allclose(positive["picture"], LATENT_SCALE * posterior.sample(noise), atol=1e-5)
+    assert torch.equal(positive["picture"], negative["picture"])
+    assert torch.equal(start[0], torch.randn(4, 3, 8, 8, generator=numbers))
+    assert (negative["image"] == 0).all() and not (positive["image"] == 0).all()

@@ -12,7 +12,7 @@ from oracle.compare import relative_rms
 from oracle.networks import stock_autoencoder
 from torch import nn
 
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.families import TASKS
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.config import AutoencoderConfig
 
@@ -33,7 +33,7 @@ def both(size: str, task: str) -> tuple[AutoencoderKL, nn.Module]:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 80), (96, 16)])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("task", FAMILIES)
+@pytest.mark.parametrize("task", TASKS)
 def test_encoding_equals_stock(task, size, height, width):
     ours, theirs = both(size, task)
     pixels = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -45,7 +45,7 @@ def test_encoding_equals_stock(task, size, height, width):
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (4, 10), (12, 2)])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("task", FAMILIES)
+@pytest.mark.parametrize("task", TASKS)
 def test_decoding_equals_stock(task, size, height, width):
     ours, theirs = both(size, task)
     latents = 5 * torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(1))

@@ -14,12 +14,12 @@ from PIL import Image
 from modelscope_i2v.checkpoints.load import load_module
 from modelscope_i2v.checkpoints.tensors import read_tensors
 from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.families import FAMILIES, TASKS
 from modelscope_i2v.media.transforms import center_crop, clip_pixels
 
 CLIP = configs("image-to-video").clip
 LIMIT = 1e-5
-TEXT_TASKS = [task for task, family in FAMILIES.items() if family.condition == "text"]
+TEXT_TASKS = [task for task, family in TASKS.items() if family.reads_text]
 
 
 def encoder(cls, directory):

@@ -12,12 +12,11 @@ from oracle.compare import relative_rms
 from oracle.networks import build_unet, stock_unet
 from torch import Tensor, nn
 
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.families import FAMILIES, TASKS
 from modelscope_i2v.networks.config import STUNetConfig
 from modelscope_i2v.networks.layers import cast
 from modelscope_i2v.networks.stunet import STUNet
 
-TASKS = tuple(FAMILIES)
 TOKENS = 7
 LIMIT = 1e-5
 
@@ -53,9 +52,9 @@ def inputs(config: STUNetConfig, batch: int, frames: int, height: int, width: in
     latents = torch.randn(batch, config.in_dim, frames, height, width, generator=generator)
     timesteps = torch.randint(0, 1000, (batch,), generator=generator)
     if config.image_tokens:
-        conditions = {"y": torch.randn(batch, 1, config.image_dim, generator=generator)}
+        conditions = {"image": torch.randn(batch, 1, config.image_dim, generator=generator)}
     else:
-        conditions = {"y": torch.randn(batch, TOKENS, config.context_dim, generator=generator)}
+        conditions = {"text": torch.randn(batch, TOKENS, config.context_dim, generator=generator)}
     if config.fps_embedding:
         conditions["fps"] = torch.randint(1, 60, (batch,), generator=generator)
     return [latents, timesteps, conditions]
@@ -64,7 +63,14 @@ def inputs(config: STUNetConfig, batch: int, frames: int, height: int, width: in
 def run(network: nn.Module, given: list) -> Tensor:
     latents, timesteps, conditions = given
     with torch.no_grad():
-        return network(latents, timesteps, **conditions)
+        return network(
+            latents, timesteps, **(conditions if isinstance(network, STUNet) else stocks(conditions))
+        )
+
+
+def stocks(conditions: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions as stock calls them: text and picture are both ``y``."""
+    return {{"text": "y", "image": "y"}.get(name, name): value for name, value in conditions.items()}
 
 
 @pytest.mark.parametrize(
@@ -114,14 +120,15 @@ def test_every_weight_and_input_takes_part_in_the_comparison(task):
     network.load_state_dict(random_state(network))
     given = inputs(config, 1, 3, 18 if config.extra_rows else 16, 16)
     given[0].requires_grad_()
-    given[2]["y"].requires_grad_()
-    output = network(given[0], given[1], **given[2])
+    conditions = stocks(given[2])
+    conditions["y"].requires_grad_()
+    output = network(given[0], given[1], **conditions)
     output.square().sum().backward()
     largest = max(float(p.grad.abs().max()) for p in network.parameters())
     dead = [n for n, p in network.named_parameters() if float(p.grad.abs().max()) < 1e-7 * largest]
     assert not dead
     assert float(given[0].grad.abs().max()) > 1e-4
-    assert float(given[2]["y"].grad.abs().max()) > 1e-4
+    assert float(conditions["y"].grad.abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
