@@ -54,15 +54,22 @@ class Family:
     """Side of the square that is cut out of a picture for CLIP's image tower, before it shrinks that."""
     noise_offset: float = 0.0
     """Weight of the noise that a whole frame's channel shares."""
-    start_timestep: int = 999
-    """Where denoising starts; below 999 the input video is diffused to there."""
     takes_video: bool = False
+    strength: float = 1.0
+    """How far back into the noise an input video goes; denoising starts there, see :meth:`start_timestep`."""
+    inversion_guidance: tuple[float, float] = (9.0, 0.3)
+    """Guidance scale and rescale where the video goes back by DDIM inversion."""
     crf: int = 17
     """H.264 quality of the written file."""
     decode_chunk_size: int = 8
     negative_prompt: str = ""
     prompt_suffix: str = ""
     """What is appended to every prompt."""
+
+    @staticmethod
+    def start_timestep(strength: float) -> int:
+        """The timestep, of 1000, that a strength from 0 to 1 starts at: 0.6 means 599."""
+        return max(round(1000 * strength) - 1, 0)
 
     @property
     def reads_image(self) -> bool:
@@ -108,7 +115,7 @@ VIDEO_TO_VIDEO = Family(
     height=720,
     width=1280,
     num_frames=32,
-    start_timestep=599,
+    strength=0.6,
     takes_video=True,
     decode_chunk_size=2,
     # The two texts below are constants of the original pipeline; the weights expect them as they are.

@@ -33,7 +33,7 @@ from .samples import Sample
 from .sampling.guidance import denoiser, guided
 from .sampling.noise import NoiseSource, SolverNoise
 from .sampling.schedules import SCHEDULES
-from .sampling.solvers import SOLVERS
+from .sampling.solvers import SOLVERS, ddim_inversion
 
 Conditions = Mapping[str, Tensor]
 """A network's inputs beside latents and timesteps, each [b, …]."""
@@ -184,7 +184,7 @@ class VideoGenerator:
         """Latents of one batch of alike jobs: [b, 4, f, height / 8, width / 8], fp32."""
         with out_of_memory_told():
             positive, negative = self.condition(batch)
-            start = self.start(batch)
+            start = self.start(batch, negative)
             latents = self.denoise(start, positive, negative, batch)
         height, width = self._latent_size(batch[0].sample.options)
         return latents[..., :height, :width]
@@ -223,32 +223,62 @@ class VideoGenerator:
         factor = self.autoencoder.config.factor
         return self.encode(_pad(frame, height * factor, width * factor), job.source, job.sample.options)[:, 0]
 
-    def start(self, batch: list[Job]) -> Tensor:
-        """The latents that denoising starts from: noise, or the input video diffused half way.
+    def start(self, batch: list[Job], negative: Conditions) -> Tensor:
+        """The latents that denoising starts from: noise, or the input video on its way back to noise.
+
+        Random numbers are drawn in the originals' order.
 
         Returns:
             [b, 4, f, h, w], h and w the network's canvas for the wanted size.
         """
-        return torch.stack([self._start(job) for job in batch]).to(self.device)
+        options = batch[0].sample.options
+        if batch[0].sample.frames is None:
+            return torch.stack([self._noise(job) for job in batch]).to(self.device)
+        if options.inversion == "ddim":
+            return self.invert(torch.stack([self._video(job) for job in batch]), negative, options)
+        return torch.stack([self._noised_video(job) for job in batch])
 
-    def _start(self, job: Job) -> Tensor:
-        """One video's first latents [4, f, h, w]; random numbers are drawn in the originals' order."""
-        sample, source = job.sample, job.source
-        channels, frames = self.unet.config.out_dim, sample.num_frames
-        height, width = self.unet.config.canvas(*self._latent_size(sample.options))
-        shape = (channels, frames, height, width)
-        if sample.frames is None:
-            noise = source.normal(shape)
-            if self.family.noise_offset:
-                shared = source.normal((channels, frames, 1, 1), self.device)
-                noise = noise + self.family.noise_offset * shared
-            return self._given(job, noise)
+    def _shape(self, sample: Sample) -> tuple[int, int, int, int]:
+        """Of one video's latents on the network's canvas: [4, f, h, w]."""
+        size = self.unet.config.canvas(*self._latent_size(sample.options))
+        return self.unet.config.out_dim, sample.num_frames, *size
+
+    def _noise(self, job: Job) -> Tensor:
+        """One video's noise [4, f, h, w]."""
+        shape = self._shape(job.sample)
+        noise = job.source.normal(shape)
+        if self.family.noise_offset:
+            shared = job.source.normal((*shape[:2], 1, 1), self.device)
+            noise = noise + self.family.noise_offset * shared
+        return self._given(job, noise)
+
+    def _video(self, job: Job) -> Tensor:
+        """The input video's scaled latents [4, f, h, w]."""
         factor = self.autoencoder.config.factor
-        video = self.encode(_pad(sample.frames, height * factor, width * factor), source, sample.options)
-        t = self.family.start_timestep
+        height, width = (factor * side for side in self._shape(job.sample)[2:])
+        return self.encode(_pad(job.sample.frames, height, width), job.source, job.sample.options)
+
+    def _noised_video(self, job: Job) -> Tensor:
+        """The input video's latents, diffused to where denoising starts."""
+        video, source = self._video(job), job.source
+        t = self.family.start_timestep(job.sample.options.strength)
         source.integer(t, t + 1, (1,))  # the original draws its only possible timestep
-        noise = self._given(job, source.normal(shape, self.device)).to(self.device)
+        noise = self._given(job, source.normal(video.shape, self.device)).to(self.device)
         return self.schedule.alphas[t].item() * video + self.schedule.sigmas[t].item() * noise
+
+    def invert(self, video: Tensor, negative: Conditions, options: Options) -> Tensor:
+        """An input video's latents [b, 4, f, h, w] as the noise that DDIM would make them from.
+
+        As VGen has it: without guidance, led by what the video should not show, on a cosine schedule.
+        """
+        schedule = SCHEDULES["cosine"]()
+        reach = self.family.start_timestep(options.strength) + 1
+        steps = min(options.num_inference_steps, reach)
+        denoise = denoiser(lambda x, t: self.unet(x, t, **negative), schedule, self.family.prediction)
+        with bar(steps, "Inverting", options.progress) as inverting:
+            for video in ddim_inversion(denoise, video, schedule, steps, reach):  # noqa: B020
+                inverting.update()
+        return video
 
     def _given(self, job: Job, noise: Tensor) -> Tensor:
         """The caller's ``latents`` in place of ``noise`` [4, f, h, w], where they were given."""
@@ -310,7 +340,7 @@ class VideoGenerator:
                 start,
                 self.schedule,
                 total,
-                self.family.start_timestep,
+                self.family.start_timestep(options.strength if self.family.takes_video else 1.0),
                 SolverNoise([job.source for job in batch]),
                 options.eta,
             )

@@ -23,6 +23,7 @@ SIZE_STEP = 8
 SCHEDULERS = ("ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc")
 OUTPUT_TYPES = ("mp4", "np", "pt", "pil", "latent")
 FITS = ("stretch", "crop", "pad")
+INVERSIONS = ("noise", "ddim")
 
 
 def _integer(low: int, high: int) -> Callable[[Any], int]:
@@ -146,6 +147,18 @@ class Options:
         applies=_takes_video,
         choices=FITS,
     )
+    strength: float = _option(
+        _number(0, 1, above=True),
+        "how much of an input video is made anew: 0 (nothing) to 1 (all)",
+        applies=_takes_video,
+    )
+    inversion: str = _option(
+        _choice(*INVERSIONS),
+        "how an input video becomes the start: noise is added to it, or ddim runs the solver backwards",
+        "noise",
+        applies=_takes_video,
+        choices=INVERSIONS,
+    )
     num_videos: int = _option(_integer(1, 256), "videos to make of each input", 1)
     output_type: str = _option(
         _choice(*OUTPUT_TYPES),
@@ -217,6 +230,8 @@ def resolve(
     """
     known = options_of(family)
     values = {**family_defaults(family), **(checkpoint or {})}
+    if given.get("inversion") == "ddim":
+        values["guidance_scale"], values["guidance_rescale"] = family.inversion_guidance
     for name, value in given.items():
         if name not in known:
             raise InputError(_unknown(name, family, known, also_known))

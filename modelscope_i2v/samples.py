@@ -17,7 +17,7 @@ from .errors import InputError
 from .families import Family
 from .media.images import load_image
 from .media.transforms import center_crop, clip_pixels, content_box, frames_to_tensor
-from .media.videos import read_video
+from .media.videos import Video, read_video
 from .options import Options
 
 
@@ -53,7 +53,7 @@ def input_keys(family: Family) -> tuple[str, ...]:
     """The keys of an input dict that are no options; the first is what a bare input means."""
     texts = ("text", "caption") if family.reads_image and family.reads_text else ("text",)
     if family.takes_video:
-        return "video_path", "video", *texts
+        return "video_path", "video", "frames", *texts
     if family.reads_image:
         return "image", "image_path", *(texts if family.reads_text else ())
     return texts
@@ -117,8 +117,11 @@ def _one_of(family: Family, inputs: Mapping[str, Any], *keys: str) -> Any:
 
 
 def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, text: str) -> Sample:
-    source = _one_of(family, inputs, "video_path", "video")
-    video = read_video(source, max_frames=options.num_frames, max_pixels=options.max_pixels)
+    source = _one_of(family, inputs, "video_path", "video", "frames")
+    if "frames" in inputs:
+        video = Video(_frames(source)[: options.num_frames], options.fps or family.fps)
+    else:
+        video = read_video(source, max_frames=options.num_frames, max_pixels=options.max_pixels)
     height, width = options.height, options.width
     content = None
     if options.fit == "pad":
@@ -131,6 +134,24 @@ def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, t
         fps=options.fps or video.fps,
         audio=video.audio if options.fps in (None, video.fps) else None,  # it would run apart
     )
+
+
+def _frames(given: Any) -> np.ndarray:
+    """Frames as the output types ``np``, ``pt`` and ``pil`` give them: [f, h, w, 3], uint8 or 0..1."""
+    if isinstance(given, Tensor) and given.ndim == 4:
+        given = given.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+    frames = np.asarray(given)
+    if (
+        frames.ndim != 4
+        or not len(frames)
+        or frames.shape[3] != 3
+        or frames.dtype not in (np.uint8, np.float32)
+    ):
+        raise InputError(
+            "frames must be uint8 [frames, height, width, 3], a list of RGB pictures, or a float tensor "
+            "[frames, 3, height, width] in 0..1."
+        )
+    return frames
 
 
 def clip_input(family: Family, batch: list[Sample], image_size: int) -> Tensor:

@@ -75,7 +75,7 @@ def frames_to_tensor(frames: np.ndarray, height: int, width: int, fit: str = "st
     """Bring frames to the size and range that the autoencoder takes.
 
     Args:
-        frames: uint8 [f, h, w, 3].
+        frames: [f, h, w, 3], uint8 or floats in 0..1.
         fit: ``stretch`` ignores the aspect ratio, as the original video-to-video does; ``crop`` keeps
             it and cuts what hangs over on both sides; ``pad`` keeps it and repeats the edges outwards
             (:func:`content_box` tells where the content is).
@@ -86,9 +86,10 @@ def frames_to_tensor(frames: np.ndarray, height: int, width: int, fit: str = "st
     """
     _check_fit(fit)
     count, frame_height, frame_width, _ = frames.shape
+    peak = 255 if frames.dtype == np.uint8 else 1
     video = torch.empty(count, 3, height, width)
     for frame, out in zip(frames, video):  # one at a time: 32 frames of 4K as floats would be 3 GB
-        pixels = torch.tensor(frame).permute(2, 0, 1)[None].contiguous().float().div(255).sub(0.5).div(0.5)
+        pixels = torch.tensor(frame).permute(2, 0, 1)[None].contiguous().float().div(peak).sub(0.5).div(0.5)
         if fit == "stretch":
             out.copy_(_resize(pixels, height, width)[0])
         elif fit == "crop":

@@ -77,6 +77,23 @@ def ddim(
         yield x
 
 
+def ddim_inversion(
+    denoise: Denoiser, x: Tensor, schedule: Schedule, steps: int, reach: int
+) -> Iterator[Tensor]:
+    """DDIM backwards: from clean latents to the noise, at timestep ``reach``, that they would come from.
+
+    Song et al. (arXiv:2010.02502), section 4.3; the steps are the original's, 0, reach / steps, ….
+    """
+    alphas, sigmas = [*schedule.alphas.tolist(), 0.0], [*schedule.sigmas.tolist(), 1.0]
+    stride = max(reach // steps, 1)
+    for t in range(0, reach, stride):
+        x0 = denoise(x, t)
+        direction = (x - alphas[t] * x0) / sigmas[t]
+        s = min(t + stride, len(schedule))
+        x = alphas[s] * x0 + sigmas[s] * direction
+        yield x
+
+
 def _enter(x: Tensor, levels: Tensor) -> Tensor:
     """x → x / alpha at the first level, as the originals have it: they multiply by the level itself,
     which is alike for pure noise and shrinks a diffused video by its sigma."""

@@ -22,7 +22,9 @@ from modelscope_i2v.errors import (
 from modelscope_i2v.families import FAMILIES, LATENT_SCALE
 from modelscope_i2v.generator import Job, VideoGenerator
 from modelscope_i2v.media.write import write_video
+from modelscope_i2v.options import resolve
 from modelscope_i2v.samples import picture_frame
+from modelscope_i2v.sampling.noise import NoiseSource
 
 QUICK = {"num_inference_steps": 2, "num_frames": 3, "height": 64, "width": 64, "progress": False}
 
@@ -335,7 +337,7 @@ def test_i2vgen_draws_the_posterior_first_then_the_noise(generators):
     sample = generator.prepare({"image": picture(), "text": "a"}, seed=3, **QUICK)
     job = Job.of(sample)
     positive, negative = generator.condition([job])
-    start = generator.start([job])
+    start = generator.start([job], negative)
     numbers = torch.Generator().manual_seed(3)
     posterior = generator.autoencoder.encode(picture_frame(sample))
     noise = torch.randn(1, 4, 8, 8, generator=numbers)
@@ -343,3 +345,42 @@ def test_i2vgen_draws_the_posterior_first_then_the_noise(generators):
     assert torch.equal(positive["picture"], negative["picture"])
     assert torch.equal(start[0], torch.randn(4, 3, 8, 8, generator=numbers))
     assert (negative["image"] == 0).all() and not (positive["image"] == 0).all()
+
+
+def test_strength_says_how_much_of_a_video_stays(generators, clip):
+    generator, given = generators["video-to-video"], {"video_path": clip}
+    options = resolve(generator.family, QUICK)
+    video = generator.encode(generator.prepare(given, **QUICK).frames, NoiseSource(1), options)
+    distance = {}
+    for strength in (0.002, 0.6):
+        (made,) = generator([given], output_type="latent", seed=1, strength=strength, **QUICK)
+        distance[strength] = float((made - video).square().mean())
+    assert distance[0.002] < 0.15 * distance[0.6]
+    default = frames_of(generator, given, seed=1)
+    assert np.array_equal(default, frames_of(generator, given, seed=1, strength=0.6))
+
+
+def test_ddim_inversion_runs_with_its_own_guidance(generators, clip):
+    generator, given = generators["video-to-video"], {"video_path": clip}
+    inverted = frames_of(generator, given, seed=1, inversion="ddim")
+    assert not np.array_equal(inverted, frames_of(generator, given, seed=1))
+    _, options = generator.resolve(given, {"inversion": "ddim"})
+    assert (options.guidance_scale, options.guidance_rescale) == (9.0, 0.3)
+    _, options = generator.resolve(given, {"inversion": "ddim", "guidance_scale": 2})
+    assert options.guidance_scale == 2
+    two = [frames_of(generator, given, seed=s, inversion="ddim") for s in (1, 1)]
+    assert np.array_equal(*two)
+
+
+def test_frames_in_memory_are_a_video_too(generators, inputs):
+    stage = generators["video-to-video"]
+    first = {
+        kind: generators["text-to-video-synthesis"](["a boat"], output_type=kind, seed=2, **QUICK)[0]
+        for kind in ("np", "pt", "pil")
+    }
+    made = {kind: frames_of(stage, {"frames": frames, "text": "a"}, seed=1) for kind, frames in first.items()}
+    assert np.array_equal(made["np"], made["pil"])
+    assert np.abs(made["np"].astype(int) - made["pt"]).mean() < 2
+    for wrong in ([], np.zeros((2, 8, 8)), torch.zeros(2, 4, 8, 8), "x"):
+        with pytest.raises(InputError, match="frames must be uint8"):
+            frames_of(stage, {"frames": wrong})

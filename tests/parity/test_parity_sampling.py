@@ -37,7 +37,7 @@ def ours(family: Family, solver: str, steps: int, eta: float = 0.0, one_batch: b
     )
     denoise = denoiser(predict, schedule, family.prediction)
     noise = SolverNoise([NoiseSource()])
-    *_, last = SOLVERS[solver](denoise, START, schedule, steps, family.start_timestep, noise, eta)
+    *_, last = SOLVERS[solver](denoise, START, schedule, steps, family.start_timestep(family.strength), noise, eta)
     return last
 
 
@@ -136,7 +136,7 @@ def test_video_to_video_solvers_equal_stock(solver, limit, steps):
         guide_rescale=family.guidance_rescale,
         solver=solver,
         steps=steps,
-        t_max=family.start_timestep,
+        t_max=family.start_timestep(family.strength),
         t_min=0,
         discretization="trailing",
     )
