@@ -276,7 +276,8 @@ class VideoGenerator:
         steps = min(options.num_inference_steps, reach)
         denoise = denoiser(lambda x, t: self.unet(x, t, **negative), schedule, self.family.prediction)
         with bar(steps, "Inverting", options.progress) as inverting:
-            for video in ddim_inversion(denoise, video, schedule, steps, reach):  # noqa: B020
+            for latents in ddim_inversion(denoise, video, schedule, steps, reach):
+                video = latents
                 inverting.update()
         return video
 
