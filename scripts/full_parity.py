@@ -86,11 +86,13 @@ def unet(task: str, work: Path) -> list[Row]:
         latents = torch.randn(1, 4, frames, height, width, generator=generator)
         timesteps = torch.randint(0, 1000, (1,), generator=generator)
         tokens, channels = (1, config.image_dim) if config.image_tokens else (77, config.context_dim)
-        conditions = {"y": torch.randn(1, tokens, channels, generator=generator)}
-        if config.fps_embedding:
-            conditions["fps"] = torch.tensor([8])
+        y = torch.randn(1, tokens, channels, generator=generator)
+        fps = {"fps": torch.tensor([8])} if config.fps_embedding else {}
         with torch.no_grad():
-            pair = (network(latents, timesteps, **conditions) for network in (ours, theirs))
+            pair = (
+                ours(latents, timesteps, **{"image" if config.image_tokens else "text": y}, **fps),
+                theirs(latents, timesteps, y, **fps),
+            )
             where = f"latents {frames}×{height}×{width}"
             rows.append(relative(f"U-Net of {task}", where, *pair))
     return rows

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modelscope_i2v.conditioning.clip import build
-from modelscope_i2v.families import FAMILIES, Family
+from modelscope_i2v.families import FAMILIES, TEXT_TO_VIDEO, Family
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
 from modelscope_i2v.networks.stunet import STUNet
@@ -129,20 +129,19 @@ def networks(sizes: Configs) -> dict[str, nn.Module]:
 
 def configuration(family: Family, small: bool = True) -> dict[str, Any]:
     """A configuration.json with the hub's keys, and our own for small sizes."""
-    takes_text_alone = family.condition == "text" and not family.takes_video
     args: dict[str, Any] = {
-        "ckpt_unet": "text2video_pytorch_model.pth" if takes_text_alone else "unet.pth",
-        "ckpt_clip": "open_clip_pytorch_model.bin",
-        "ckpt_autoencoder": "VQGAN_autoencoder.pth" if takes_text_alone else "v2-1_512-ema-pruned.ckpt",
+        "ckpt_unet": family.unet_file,
+        "ckpt_clip": family.clip_file,
+        "ckpt_autoencoder": family.autoencoder_file,
     }
-    if takes_text_alone:
+    if family is TEXT_TO_VIDEO:
         args |= {"max_frames": 4 if small else 16, "tiny_gpu": 1}
         cfg = dict(FULL_T2V)
     else:
         args["seed"] = 8888
         cfg = {
             "batch_size": 1,
-            "target_fps": 8,
+            "target_fps": family.target_fps,
             "max_frames": 4 if small else 32,
             "latent_hei": 8 if small else 32,
             "latent_wid": 16 if small else 56,
@@ -209,7 +208,7 @@ def save_unet(path: Path, state: Mapping[str, Tensor], family: Family, dtype: to
     state = OrderedDict((key, tensor.to(dtype)) for key, tensor in state.items())
     if path.suffix == ".safetensors":
         save_file(state, path)
-    elif family.task == "text-to-video-synthesis":
+    elif family is TEXT_TO_VIDEO:
         torch.save(state, path)
     else:
         torch.save({"state_dict": state, "step": 789_000}, path)
