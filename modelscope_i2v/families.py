@@ -50,8 +50,9 @@ class Family:
     """Frame rate of the written file."""
     target_fps: int = 8
     """Frame rate that the fps embedding is told, where there is one."""
-    clip_crop: int = 448
-    """Side of the square that is cut out of a picture for CLIP's image tower, before it shrinks that."""
+    clip_crop: int | None = 448
+    """Side of the square that is cut out of a picture for CLIP's image tower, before it shrinks that;
+    None: the video's width."""
     noise_offset: float = 0.0
     """Weight of the noise that a whole frame's channel shares."""
     takes_video: bool = False
@@ -171,7 +172,7 @@ I2VGEN_XL = Family(
     width=1280,
     num_frames=16,
     target_fps=16,
-    clip_crop=1280,
+    clip_crop=None,
     decode_chunk_size=2,
     negative_prompt=(
         "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "

@@ -160,7 +160,8 @@ def clip_input(family: Family, batch: list[Sample], image_size: int) -> Tensor:
     The originals' crop may fall a pixel short, and is kept so here because the embedding is part of
     the result.
     """
-    cropped = (center_crop(sample.image, family.clip_crop, family.clip_crop) for sample in batch)
+    sides = (family.clip_crop or sample.options.width for sample in batch)
+    cropped = (center_crop(sample.image, side, side) for sample, side in zip(batch, sides))
     return torch.stack([clip_pixels(image, image_size) for image in cropped])
 
 
