@@ -24,7 +24,7 @@ def build(config: CLIPConfig) -> nn.Module:
     settings = config.custom or open_clip.get_model_config(config.architecture)
     if settings is None:
         raise CheckpointError(
-            f"open_clip {open_clip.__version__} does not know the architecture {config.architecture!r} that "
+            f"The installed open_clip does not know the architecture {config.architecture!r} that "
             "model_cfg.clip names."
         )
     try:
