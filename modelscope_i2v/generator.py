@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import outputs, samples
 from .checkpoints.directory import ModelDirectory
@@ -81,6 +81,7 @@ class VideoGenerator:
         dtype: str | torch.dtype | None = None,
         attention: str = "sdpa",
         progress: bool | None = None,
+        ready: Mapping[str, nn.Module] | None = None,
     ) -> VideoGenerator:
         """Loads a checkpoint directory in the hub's layout.
 
@@ -91,6 +92,8 @@ class VideoGenerator:
             dtype: ``fp32``, ``fp16`` or ``bf16``; by default fp16 or bf16 on a GPU as suits it, fp32 on
                 a CPU.
             attention: a name of :data:`modelscope_i2v.networks.attention.KERNELS`.
+            ready: networks that are loaded already, by the names of their attributes here; their files
+                stay unread.
 
         Raises:
             CheckpointError: for a directory or file that is not what it should be.
@@ -100,10 +103,14 @@ class VideoGenerator:
         weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
         model = ModelDirectory.open(directory, task)
         family = model.family
+        ready = ready or {}
         with torch.device("meta"):
-            text_encoder = TextEncoder(model.clip) if family.reads_text else None
-            image_encoder = ImageEncoder(model.clip) if family.reads_image else None
-            unet, autoencoder = STUNet(model.unet), AutoencoderKL(model.autoencoder)
+            text_encoder = ready.get("text_encoder") or (TextEncoder(model.clip) if family.reads_text else None)
+            image_encoder = ready.get("image_encoder") or (
+                ImageEncoder(model.clip) if family.reads_image else None
+            )
+            unet = STUNet(model.unet)
+            autoencoder = ready.get("autoencoder") or AutoencoderKL(model.autoencoder)
         parts = [
             (tower, model.clip_path, encoder_dtype(place, weights), (*tower.unused, *CLIP_UNUSED))
             for tower in (text_encoder, image_encoder)
@@ -113,6 +120,7 @@ class VideoGenerator:
             (unet, model.unet_path, weights, ()),
             (autoencoder, model.autoencoder_path, weights, AUTOENCODER_UNUSED),
         ]
+        parts = [part for part in parts if part[0] not in ready.values()]
         with bar(len(parts), "Loading", progress, "file") as loading, out_of_memory_told():
             for network, path, kind, unused in parts:
                 load_module(
@@ -156,14 +164,17 @@ class VideoGenerator:
         kinds = [plan.output_type for _, plan in plans for _ in range(plan.num_videos)]
         paths = iter(outputs.check_paths(output_video, kinds))
         videos: list[list[Any]] = []
-        for batch in _batches(self._jobs(plans)):
-            latents = self.generate(batch)
-            for job, result in zip(batch, latents):
-                if job.number == 0:
-                    videos.append([])
-                frames = self.finish(job, result)
-                videos[-1].append(outputs.deliver(frames, job.sample, job.seed, next(paths)))
+        for job, frames in self.make(plans):
+            if job.number == 0:
+                videos.append([])
+            videos[-1].append(outputs.deliver(frames, job.sample, job.seed, next(paths)))
         return [made if plan.num_videos > 1 else made[0] for made, (_, plan) in zip(videos, plans)]
+
+    def make(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[tuple[Job, Tensor]]:
+        """The videos of inputs that :meth:`resolve` took apart, one by one, as :meth:`finish` has them."""
+        for batch in _batches(self._jobs(plans)):
+            for job, latents in zip(batch, self.generate(batch)):
+                yield job, self.finish(job, latents)
 
     def resolve(self, given: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
         """Parts an input from its options and checks those: :func:`modelscope_i2v.samples.resolve`."""

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..families import Family
-from ..networks.config import AutoencoderConfig, CLIPConfig
+from ..networks.config import UNET_NUMBERS, AutoencoderConfig, CLIPConfig
 
-# Counted: the most numbers that live at once inside a network, over its parameters, by the storages of a
-# run on the meta device with attention that keeps no matrix. They hardly depend on the size.
-UNET_NUMBERS = 10_100
-"""Per latent pixel of each frame and each guidance branch."""
 DECODER_NUMBERS = 770
-"""Per pixel of each frame that is decoded at a time; encoding takes less."""
+"""As :data:`~modelscope_i2v.networks.config.UNET_NUMBERS` for the decoder, per pixel of each frame that is
+decoded at a time; encoding takes less."""
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where Linux says what a container may use (cgroups of version 2 and 1)."""
