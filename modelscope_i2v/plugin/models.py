@@ -1,4 +1,4 @@
-"""The three tasks' models, in ModelScope's MODELS registry."""
+"""The models of all families, in ModelScope's MODELS registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelscope.models.base.base_model import Model
 from modelscope.models.builder import MODELS
 from torch import Tensor
 
-from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..generator import Job, VideoGenerator
 from .registration import claim
 
@@ -53,6 +53,8 @@ class VideoModel(Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(str(model_dir), trust_remote_code=kwargs.get("trust_remote_code", False))
+        # Where the configuration does not say so, ModelScope asks the model which pipeline is its.
+        self.pipeline = {"type": self.family.pipeline_type}
         self.generator = VideoGenerator.from_directory(
             model_dir,
             task=self.family.task,
@@ -92,6 +94,13 @@ class ImageToVideoModel(VideoModel):
     """Animates a picture."""
 
     family = IMAGE_TO_VIDEO
+
+
+@claim(MODELS, I2VGEN_XL.task, I2VGEN_XL.model_type)
+class I2VGenXLModel(VideoModel):
+    """Animates a picture as a text says."""
+
+    family = I2VGEN_XL
 
 
 @claim(MODELS, VIDEO_TO_VIDEO.task, VIDEO_TO_VIDEO.model_type)

@@ -1,21 +1,23 @@
-"""The three tasks' pipelines, in ModelScope's PIPELINES registry."""
+"""The pipelines of all families, in ModelScope's PIPELINES registry."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from modelscope.models.base.base_model import Model
 from modelscope.msdatasets import MsDataset
 from modelscope.outputs import OutputKeys
+from modelscope.pipelines import builder
 from modelscope.pipelines.base import Pipeline
-from modelscope.pipelines.builder import PIPELINES, normalize_model_input
+from modelscope.pipelines.builder import PIPELINES
 from modelscope.preprocessors.builder import build_preprocessor
-from modelscope.utils.constant import DEFAULT_MODEL_REVISION, Invoke
+from modelscope.utils.constant import DEFAULT_MODEL_REVISION, Frameworks, Invoke
 
+from ..checkpoints.directory import ModelDirectory
 from ..errors import InputError
-from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..generator import VideoGenerator
 from ..outputs import check_paths, deliver
 from .models import MadeVideo, VideoModel
@@ -40,7 +42,8 @@ class VideoPipeline(Pipeline):
         InputError, CheckpointError: for a model that cannot be used, before anything is computed.
     """
 
-    family: ClassVar[Family]
+    family: Family
+    """What the model was trained with; of the class: what its pipeline type stands for."""
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class VideoPipeline(Pipeline):
         loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
         kwargs.pop("auto_collate", None)
         model = self._load(model, str(device or "gpu"), kwargs.get("trust_remote_code", False), loading)
+        self.family = model.generator.family
         if preprocessor is None:
             kind = {"type": preprocessor_type(self.family), "model_dir": model.model_dir}
             preprocessor = build_preprocessor(kind, FIELD)
@@ -71,10 +75,16 @@ class VideoPipeline(Pipeline):
         if isinstance(model, str):
             if trusted:
                 loading = {**loading, "trust_remote_code": True}
+            directory = builder.normalize_model_input(model, DEFAULT_MODEL_REVISION)
+            family = ModelDirectory.open(directory, self.family.task).family
+            # The configuration may name a type that ModelScope does not know, or be missing at all.
+            config = builder.read_config(directory)
+            config.merge_from_dict({"task": family.task, "model.type": family.model_type})
             model = Model.from_pretrained(
-                normalize_model_input(model, DEFAULT_MODEL_REVISION),
+                directory,
+                cfg_dict=config,
                 device=device,
-                task=self.family.task,
+                task=family.task,
                 model_prefetched=True,
                 invoked_by=Invoke.PIPELINE,
                 **loading,
@@ -87,6 +97,9 @@ class VideoPipeline(Pipeline):
         if model.generator.family.task != self.family.task:
             raise InputError(f"model is for {model.generator.family.task}, not for {self.family.task}.")
         return model
+
+    def _get_framework(self) -> str:
+        return Frameworks.torch  # ModelScope would read it from a configuration.json that may not be there
 
     @property
     def generator(self) -> VideoGenerator:
@@ -170,6 +183,18 @@ class ImageToVideoPipeline(VideoPipeline):
     """
 
     family = IMAGE_TO_VIDEO
+
+
+@claim(PIPELINES, I2VGEN_XL.task, I2VGEN_XL.pipeline_type)
+class I2VGenXLPipeline(VideoPipeline):
+    """Animates a picture as a text says.
+
+    >>> pipe = pipeline("image-to-video", model="damo/I2VGen-XL")
+    >>> pipe("cat.png", caption="A cat runs over a meadow.", output_video="cat.mp4")
+    {'output_video': 'cat.mp4'}
+    """
+
+    family = I2VGEN_XL
 
 
 @claim(PIPELINES, VIDEO_TO_VIDEO.task, VIDEO_TO_VIDEO.pipeline_type)

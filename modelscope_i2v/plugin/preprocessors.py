@@ -1,4 +1,4 @@
-"""The three tasks' preprocessors, in ModelScope's PREPROCESSORS registry."""
+"""The preprocessors of all families, in ModelScope's PREPROCESSORS registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelscope.utils.constant import ModeKeys
 
 from .. import samples
 from ..checkpoints.directory import ModelDirectory
-from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from .registration import FIELD, claim, preprocessor_type
 
 
@@ -44,6 +44,13 @@ class ImageToVideoPreprocessor(VideoPreprocessor):
     """Reads a picture: a path, URL, PIL image, array (BGR), bytes, or ``{"image": …}``."""
 
     family = IMAGE_TO_VIDEO
+
+
+@claim(PREPROCESSORS, FIELD, preprocessor_type(I2VGEN_XL))
+class I2VGenXLPreprocessor(VideoPreprocessor):
+    """Reads a picture and a text: ``{"image": …, "text": …}``, or a picture and ``caption=…``."""
+
+    family = I2VGEN_XL
 
 
 @claim(PREPROCESSORS, FIELD, preprocessor_type(VIDEO_TO_VIDEO))

@@ -11,6 +11,7 @@ not imported for the sake of it. Everything that differs between versions of Mod
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 FIELD = "multi-modal"
 """ModelScope's field of the three tasks; preprocessors are grouped by field, not by task."""
+
+_CONFIGURATION = "configuration.json"
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -56,11 +59,11 @@ def claim(registry: Any, group: str, name: str) -> Callable[[type], type]:
 
 def preprocessor_type(family: Family) -> str:
     """The name of a family's preprocessor in ModelScope's PREPROCESSORS registry."""
-    return f"{family.task}-preprocessor"
+    return f"{family.name}-preprocessor"
 
 
 def classes_in_force() -> dict[str, str]:
-    """What ``pipeline(task)`` builds in this process, ``module.Class`` by task.
+    """What ``pipeline(task)`` builds in this process, ``module.Class`` by the family's name.
 
     Imports ModelScope. A class that cannot be imported is told with the reason.
     """
@@ -73,16 +76,25 @@ def classes_in_force() -> dict[str, str]:
             if module:
                 import_module(module)
             held = registry.get(family.pipeline_type, family.task)
-            found[family.task] = f"{held.__module__}.{held.__qualname__}" if held else "none"
+            found[family.name] = f"{held.__module__}.{held.__qualname__}" if held else "none"
         except Exception as error:  # a stock module may fail in any way
-            found[family.task] = f"{module} (cannot be imported: {error})"
+            found[family.name] = f"{module} (cannot be imported: {error})"
     return found
 
 
+# The tables are not needed by a process that does not use ModelScope.
+
+
 def _families() -> list[Family]:
-    from ..families import FAMILIES  # not needed by a process that does not use ModelScope
+    from ..families import FAMILIES
 
     return list(FAMILIES.values())
+
+
+def _tasks() -> dict[str, Family]:
+    from ..families import TASKS
+
+    return TASKS
 
 
 def _keys(registry: str) -> Iterator[tuple[str, str]]:
@@ -131,14 +143,82 @@ def _take_places(builder: ModuleType) -> None:
     registry._register_module = register_module
 
 
+def _directories(module: ModuleType) -> None:
+    """Lets ``pipeline`` take local directories that ModelScope, without a configuration.json, does not.
+
+    The functions are replaced where they are called, so that whoever has imported ``pipeline`` before
+    has this too. Everything else goes on to ModelScope's own.
+    """
+    if getattr(module.read_config, "__module__", "") == __name__:
+        return
+    read = module.read_config
+
+    def read_config(model_id_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        bare = _is_bare(model_id_or_path)
+        config = None if bare else read(model_id_or_path, *args, **kwargs)
+        if config is None or not config.safe_get("pipeline.type"):
+            if (family := _recognised(model_id_or_path)) is None:
+                return read(model_id_or_path, *args, **kwargs) if bare else config
+            config = config or import_module("modelscope.utils.config").Config({"task": family.task})
+            config.merge_from_dict({"pipeline.type": family.pipeline_type})
+        return config
+
+    module.read_config = read_config
+    if not hasattr(module, "pipeline"):
+        return
+    known = module.is_official_hub_path
+
+    def is_official_hub_path(path: Any, *args: Any, **kwargs: Any) -> bool:
+        task = sys._getframe(1).f_locals.get("task")  # only the model is handed on
+        paths = [path] if isinstance(path, str) else list(path)
+        tasks = [task] + [None] * len(paths)  # a second model is the next stage's, of another task
+        theirs = [one for one, wanted in zip(paths, tasks) if _recognised(one, wanted) is None]
+        return not theirs or known(theirs[0] if isinstance(path, str) else theirs, *args, **kwargs)
+
+    module.is_official_hub_path = is_official_hub_path
+
+
+def _is_bare(path: str) -> bool:
+    """Whether it is a local directory without a configuration.json."""
+    return os.path.isdir(path) and not os.path.isfile(os.path.join(path, _CONFIGURATION))
+
+
+def _recognised(path: str, task: str | None = None) -> Family | None:
+    """The family of a local model directory; None where it is not for this package.
+
+    Raises:
+        CheckpointError: the task is this package's, and the directory is another task's, or of no use.
+    """
+    from ..checkpoints.directory import ModelDirectory
+    from ..errors import CheckpointError
+
+    if not os.path.isdir(path):
+        return None
+    wanted = task if task in _tasks() else None
+    try:
+        family = ModelDirectory.open(path).family
+    except CheckpointError:
+        if wanted and _is_bare(path):
+            raise
+        return None  # ModelScope's, or another plugin's
+    if wanted not in (None, family.task):
+        ModelDirectory.open(path, wanted)  # says what it is
+    return family
+
+
+def _take_pipelines(builder: ModuleType) -> None:
+    _take_places(builder)
+    _directories(builder)
+
+
 def _default_models(metainfo: ModuleType) -> None:
-    for family in _families():
+    for family in _tasks().values():
         metainfo.DEFAULT_MODEL_FOR_PIPELINE.setdefault(family.task, (family.pipeline_type, family.hub_ids[0]))
 
 
 def _inputs(module: ModuleType) -> None:
     kinds = module.InputType
-    for family in _families():
+    for family in _tasks().values():
         if family.takes_video:
             inputs = {"video_path": kinds.VIDEO, "text": kinds.TEXT}
         else:
@@ -147,7 +227,7 @@ def _inputs(module: ModuleType) -> None:
 
 
 def _outputs(module: ModuleType) -> None:
-    for family in _families():
+    for family in _tasks().values():
         module.TASK_OUTPUTS.setdefault(family.task, [module.OutputKeys.OUTPUT_VIDEO])
 
 
@@ -163,7 +243,8 @@ _ACTIONS: dict[str, Action] = {
     "modelscope.pipeline_inputs": _inputs,
     "modelscope.outputs.outputs": _outputs,
     "modelscope.preprocessors.base": _preprocessor_map,
-    "modelscope.pipelines.builder": _take_places,
+    "modelscope.pipelines.base": _directories,
+    "modelscope.pipelines.builder": _take_pipelines,
     "modelscope.models.builder": _take_places,
     "modelscope.preprocessors.builder": _take_places,
 }

@@ -17,7 +17,7 @@ from modelscope_i2v.checkpoints.load import load_module
 from modelscope_i2v.checkpoints.tensors import read_tensors
 from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder, build
 from modelscope_i2v.errors import CheckpointError
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.families import FAMILIES, TASKS
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.stunet import STUNet
 
@@ -43,7 +43,7 @@ def make_model(directory: Path, task: str) -> ModelDirectory:
     return model
 
 
-@pytest.mark.parametrize("task", FAMILIES)
+@pytest.mark.parametrize("task", TASKS)
 def test_a_directory(tmp_path: Path, task: str) -> None:
     model = make_model(tmp_path, task)
     report = inspect(tmp_path)
@@ -65,10 +65,10 @@ def test_a_directory(tmp_path: Path, task: str) -> None:
     assert "step 789,000" in text and "all there, nothing else" in text and "All weights together" in text
 
 
-@pytest.mark.parametrize("task", FAMILIES)
+@pytest.mark.parametrize("task", TASKS)
 def test_what_inspect_approves_loads(tmp_path: Path, task: str) -> None:
     model = make_model(tmp_path, task)
-    tower = ImageEncoder if model.family.condition == "image" else TextEncoder
+    tower = ImageEncoder if model.family.reads_image else TextEncoder
     with torch.device("meta"):
         encoder, unet, autoencoder = tower(model.clip), STUNet(model.unet), AutoencoderKL(model.autoencoder)
     load_module(encoder, read_tensors(model.clip_path), ignore=encoder.unused)

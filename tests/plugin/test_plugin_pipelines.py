@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
+import json
 import logging
+import os
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,25 +24,26 @@ from modelscope.preprocessors.builder import build_preprocessor
 from modelscope.utils.logger import get_logger
 from PIL import Image
 
+from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.errors import CheckpointError, InputError, OutputError
-from modelscope_i2v.families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.media.write import write_video
 from modelscope_i2v.plugin import models, pipelines, preprocessors
 from modelscope_i2v.plugin.registration import FIELD, preprocessor_type
 
 ALL = list(FAMILIES.values())
 SMALL = {"num_inference_steps": 1, "num_frames": 2, "height": 64, "width": 64, "seed": 7}
-NAMES = [family.task for family in ALL]
+NAMES = list(FAMILIES)
 
 
 def directory(family) -> str:
-    return str(model_directory(family.task))
+    return str(model_directory(family.name))
 
 
 @pytest.fixture(scope="module")
 def pipes():
-    return {family.task: pipeline(family.task, model=directory(family), device="cpu") for family in ALL}
+    return {family.name: pipeline(family.task, model=directory(family), device="cpu") for family in ALL}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +55,10 @@ def given(tmp_path_factory):
     Image.fromarray(pixels[0]).save(picture)
     write_video(pixels, video, fps=8)
     return {
-        IMAGE_TO_VIDEO.task: str(picture),
-        VIDEO_TO_VIDEO.task: {"video_path": str(video), "text": "noise"},
-        TEXT_TO_VIDEO.task: {"text": "A panda eating bamboo on a rock."},
+        IMAGE_TO_VIDEO.name: str(picture),
+        I2VGEN_XL.name: {"image": str(picture), "text": "A cat runs over a meadow."},
+        VIDEO_TO_VIDEO.name: {"video_path": str(video), "text": "noise"},
+        TEXT_TO_VIDEO.name: {"text": "A panda eating bamboo on a rock."},
     }
 
 
@@ -74,7 +83,7 @@ def test_a_checkpoint_loads_and_runs_without_a_warning(family, given, tmp_path, 
         warnings.simplefilter("error")
         pipe = pipeline(family.task, model=directory(family))
         path = tmp_path / "it's a; video.mp4"
-        made = pipe(given[family.task], output_video=str(path), **SMALL)
+        made = pipe(given[family.name], output_video=str(path), **SMALL)
     assert type(pipe).__module__ == pipelines.__name__
     assert made == {OutputKeys.OUTPUT_VIDEO: str(path)}
     assert path.read_bytes()[4:8] == b"ftyp"
@@ -83,16 +92,16 @@ def test_a_checkpoint_loads_and_runs_without_a_warning(family, given, tmp_path, 
 
 @pytest.mark.parametrize("family", ALL, ids=NAMES)
 def test_without_a_path_the_file_comes_as_bytes(family, pipes, given):
-    made = pipes[family.task](given[family.task], **SMALL)
+    made = pipes[family.name](given[family.name], **SMALL)
     assert made[OutputKeys.OUTPUT_VIDEO][4:8] == b"ftyp"
 
 
 @pytest.mark.parametrize("family", ALL, ids=NAMES)
 def test_the_steps_give_what_the_call_gives(family, pipes, given):
-    pipe = pipes[family.task]
+    pipe = pipes[family.name]
     options = {**SMALL, "output_type": "np"}
-    whole = pipe(given[family.task], **options)[OutputKeys.OUTPUT_VIDEO]
-    prepared = pipe.preprocess(given[family.task], **options)
+    whole = pipe(given[family.name], **options)[OutputKeys.OUTPUT_VIDEO]
+    prepared = pipe.preprocess(given[family.name], **options)
     by_steps = pipe.postprocess(pipe.forward(prepared))[OutputKeys.OUTPUT_VIDEO]
     assert np.array_equal(whole, by_steps)
     assert whole.dtype == np.uint8
@@ -129,7 +138,7 @@ def test_a_model_is_an_object_of_its_own(family, given):
     assert model.device == torch.device("cpu")
     pipe = pipeline(family.task, model=model)
     assert pipe.generator is model.generator
-    prepared = pipe.preprocess(given[family.task], **SMALL)
+    prepared = pipe.preprocess(given[family.name], **SMALL)
     (video,) = model(prepared)["videos"]
     assert video.frames.shape[1:] == (3, 64, 64)
 
@@ -189,6 +198,111 @@ def test_mps_passes_modelscopes_own_check(monkeypatch):
 def test_an_unknown_device_is_told():
     with pytest.raises(InputError, match="device='tpu' is unknown"):
         pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), device="tpu")
+
+
+def test_i2vgen_takes_its_text_beside_the_picture(pipes, given):
+    pipe, (picture, text) = pipes[I2VGEN_XL.name], given[I2VGEN_XL.name].values()
+    options = {**SMALL, "output_type": "np"}
+    made = [
+        pipe(picture, caption=text, **options),
+        pipe({"image": picture, "text": text}, **options),
+        pipe(Image.open(picture), text=text, **options),
+        pipe(picture, caption="something else", **options),
+        pipe(picture, caption=text, negative_prompt="dark", **options),
+        pipe(picture, caption=text, target_fps=4, **options),
+    ]
+    first, same, alike, *others = (one[OutputKeys.OUTPUT_VIDEO] for one in made)
+    assert np.array_equal(first, same) and np.array_equal(first, alike)
+    for other in others:
+        assert not np.array_equal(first, other)
+    with pytest.raises(InputError, match="image-to-video has no option 'caption'"):
+        pipes[IMAGE_TO_VIDEO.name](picture, caption=text)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the embedded I2VGen-XL whose configuration can be changed, or removed."""
+    embedded = model_directory(I2VGEN_XL.name)
+    for file in embedded.parent.glob("*.safetensors"):
+        (tmp_path / file.name).symlink_to(file) if hasattr(os, "fork") else shutil.copy(file, tmp_path)
+    return Path(shutil.copytree(embedded, tmp_path / "model"))
+
+
+def without(tree: dict, *keys: str) -> dict:
+    """A nested dict without the entries at dotted keys."""
+    tree = copy.deepcopy(tree)
+    for key in keys:
+        *parents, last = key.split(".")
+        functools.reduce(dict.__getitem__, parents, tree).pop(last)
+    return tree
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [["model.type"], ["pipeline"], ["model.type", "pipeline"], ["model.type", "task"], ["framework"]],
+)
+def test_what_a_configuration_lacks_is_found_out(copied, given, lacking):
+    file = copied / "configuration.json"
+    file.write_text(json.dumps(without(json.loads(file.read_text()), *lacking)))
+    pipe = pipeline(I2VGEN_XL.task, model=str(copied), device="cpu")
+    assert type(pipe) is pipelines.I2VGenXLPipeline and pipe.generator.family is I2VGEN_XL
+    whole = pipeline(I2VGEN_XL.task, model=directory(I2VGEN_XL), device="cpu")
+    options = {**SMALL, "output_type": "np"}
+    one, other = (p(given[I2VGEN_XL.name], **options)[OutputKeys.OUTPUT_VIDEO] for p in (pipe, whole))
+    assert np.array_equal(one, other)
+
+
+def test_an_unknown_model_type_is_none_of_our_business(copied):
+    file = copied / "configuration.json"
+    settings = json.loads(file.read_text())
+    settings["model"]["type"] = "image-to-video-of-1.5"
+    file.write_text(json.dumps(settings))
+    assert pipeline(I2VGEN_XL.task, model=str(copied), device="cpu").family is I2VGEN_XL
+
+
+def test_a_directory_without_a_configuration(copied, monkeypatch, given):
+    """The hub's file names are enough; the small networks' sizes are put in place of the hub's."""
+    small = ModelDirectory.open(copied)
+    (copied / "configuration.json").unlink()
+    (copied / "unet.safetensors").rename((copied / I2VGEN_XL.unet_file).with_suffix(".safetensors"))
+    for held, usual in (("open_clip", I2VGEN_XL.clip_file), ("autoencoder", I2VGEN_XL.autoencoder_file)):
+        shutil.copy(copied.parent / f"{held}.safetensors", (copied / usual).with_suffix(".safetensors"))
+    read = ModelDirectory.open.__func__
+
+    def open_small(cls, path, task=None):
+        found = read(cls, path, task)
+        return dataclasses.replace(found, unet=small.unet, autoencoder=small.autoencoder, clip=small.clip)
+
+    monkeypatch.setattr(ModelDirectory, "open", classmethod(open_small))
+    for model in (str(copied), [str(copied)]):
+        pipe = pipeline(I2VGEN_XL.task, model=model, device="cpu")
+        assert type(pipe) is pipelines.I2VGenXLPipeline
+        assert pipe(given[I2VGEN_XL.name], **SMALL)[OutputKeys.OUTPUT_VIDEO][4:8] == b"ftyp"
+    again = pipeline(I2VGEN_XL.task, model=pipe.model)
+    assert again.generator is pipe.generator
+
+
+def test_a_directory_that_is_not_for_the_task_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="is no model directory"):
+        pipeline(IMAGE_TO_VIDEO.task, model=str(tmp_path))
+    with pytest.raises(CheckpointError, match="video-to-video model; image-to-video was asked"):
+        pipeline(IMAGE_TO_VIDEO.task, model=directory(VIDEO_TO_VIDEO))
+
+
+def test_other_tasks_directories_are_modelscopes(tmp_path):
+    bare, theirs = tmp_path / "bare", tmp_path / "theirs"
+    bare.mkdir()
+    theirs.mkdir()
+    (theirs / "configuration.json").write_text('{"task": "image-to-video", "pipeline": {"type": "other"}}')
+    assert not builder.is_official_hub_path(str(bare))
+    assert builder.is_official_hub_path(str(theirs))
+    assert builder.read_config(str(theirs)).pipeline.type == "other"
+    with pytest.raises((OSError, ValueError), match="configuration.json"):
+        builder.read_config(str(bare))
+    with pytest.raises(ValueError, match="some are not"):
+        builder.is_official_hub_path([str(bare), str(theirs)])
+    with pytest.raises(KeyError, match="other"):
+        pipeline(IMAGE_TO_VIDEO.task, model=str(theirs))
 
 
 def test_keywords_that_nobody_knows_are_ignored_as_modelscope_does():
@@ -271,7 +385,7 @@ def test_preprocessors_serve_others_too(family, given):
     kind = {"type": preprocessor_type(family), "model_dir": directory(family)}
     built = build_preprocessor(kind, FIELD)
     assert type(built).__module__ == preprocessors.__name__
-    sample = built(given[family.task], num_frames=2)["sample"]
+    sample = built(given[family.name], num_frames=2)["sample"]
     assert sample.num_frames == 2
     assert sample.options.height == Model.from_pretrained(directory(family)).generator.defaults["height"]
     found = Preprocessor.from_pretrained(directory(family))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import modelscope_i2v
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.families import FAMILIES, TASKS
 from modelscope_i2v.plugin import registration
 
 ALL = list(FAMILIES.values())
@@ -127,7 +127,7 @@ def test_no_package_that_only_stock_needs_is_imported():
     assert told == []
 
 
-@pytest.mark.parametrize("family", ALL, ids=lambda family: family.task)
+@pytest.mark.parametrize("family", TASKS.values(), ids=list(TASKS))
 def test_inputs_outputs_and_default_models_are_known(family):
     from modelscope.metainfo import DEFAULT_MODEL_FOR_PIPELINE
     from modelscope.outputs import TASK_OUTPUTS
@@ -137,7 +137,7 @@ def test_inputs_outputs_and_default_models_are_known(family):
     assert DEFAULT_MODEL_FOR_PIPELINE[family.task][0] == family.pipeline_type
     assert DEFAULT_MODEL_FOR_PIPELINE[family.task][1] in family.hub_ids
     assert TASK_OUTPUTS[family.task] == ["output_video"]
-    key = "video_path" if family.takes_video else family.condition
+    key = {"image-to-video": "image", "video-to-video": "video_path"}.get(family.task, "text")
     assert key in TASK_INPUTS[family.task]
     assert key in get_input_schema(family.task, None)["properties"]  # what ModelScope's server asks for
     assert get_output_schema(family.task)["properties"]
