@@ -105,7 +105,9 @@ class VideoGenerator:
         family = model.family
         ready = ready or {}
         with torch.device("meta"):
-            text_encoder = ready.get("text_encoder") or (TextEncoder(model.clip) if family.reads_text else None)
+            text_encoder = ready.get("text_encoder") or (
+                TextEncoder(model.clip) if family.reads_text else None
+            )
             image_encoder = ready.get("image_encoder") or (
                 ImageEncoder(model.clip) if family.reads_image else None
             )
