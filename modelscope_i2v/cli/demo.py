@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from ..families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from .make import load_pipeline
 from .parser import PROGRAM, say
 
@@ -25,16 +25,14 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "demo",
         _run,
         "make first videos, offline, with the small model that ships with the package",
-        "\n\nIt animates a picture, makes that video larger, and makes one of a text; beside each goes a\n"
-        "contact sheet (PNG) of its frames. It takes about a minute on a CPU.",
+        "\n\nIt animates a picture, makes that video larger, makes one of a text, and one of a picture and\n"
+        "a text; beside each goes a contact sheet (PNG) of its frames. It takes about a minute on a CPU.",
         f"  {PROGRAM} demo\n  {PROGRAM} demo -o first-videos --task image-to-video\n",
     )
     made.add_argument(
         "-o", "--output", metavar="DIR", default=_FOLDER, help="folder to write to (default: %(default)s)"
     )
-    made.add_argument(
-        "--task", choices=list(FAMILIES), help="make the video of one task only (default: all three)"
-    )
+    made.add_argument("--task", choices=list(FAMILIES), help="make one of the videos only (default: all)")
     made.add_argument("--no-progress", action="store_true", help="show no progress bars")
 
 
@@ -48,21 +46,22 @@ def _run(args: argparse.Namespace) -> int:
         raise OutputError(f"The folder {str(folder)!r} cannot be made: {error.strerror or error}.") from error
     animated = folder / "image-to-video.mp4"
     inputs: dict[str, Any] = {
-        IMAGE_TO_VIDEO.task: {"image": str(picture())},
-        VIDEO_TO_VIDEO.task: {"video_path": str(animated), "text": _TEXT},
-        TEXT_TO_VIDEO.task: {"text": _TEXT},
+        IMAGE_TO_VIDEO.name: {"image": str(picture())},
+        VIDEO_TO_VIDEO.name: {"video_path": str(animated), "text": _TEXT},
+        TEXT_TO_VIDEO.name: {"text": _TEXT},
+        I2VGEN_XL.name: {"image": str(picture()), "text": _TEXT},
     }
-    tasks = list(inputs) if args.task is None else [args.task]
-    if VIDEO_TO_VIDEO.task in tasks and IMAGE_TO_VIDEO.task not in tasks:
-        tasks.insert(0, IMAGE_TO_VIDEO.task)  # its video is the other's input
-    for task in tasks:
-        _make(task, inputs[task], folder / f"{task}.mp4", False if args.no_progress else None)
+    names = list(inputs) if args.task is None else [args.task]
+    if VIDEO_TO_VIDEO.name in names and IMAGE_TO_VIDEO.name not in names:
+        names.insert(0, IMAGE_TO_VIDEO.name)  # its video is the other's input
+    for name in names:
+        _make(name, inputs[name], folder / f"{name}.mp4", False if args.no_progress else None)
     say("The embedded model shows that everything works; its weights are random for now, so expect")
     say(f"colours, not scenes. For real videos: {PROGRAM} image-to-video --help")
     return 0
 
 
-def _make(task: str, given: dict[str, Any], path: Path, progress: bool | None) -> None:
+def _make(name: str, given: dict[str, Any], path: Path, progress: bool | None) -> None:
     """One video and its contact sheet."""
     from ..embedded import model_directory
     from ..media.sheet import contact_sheet
@@ -71,12 +70,12 @@ def _make(task: str, given: dict[str, Any], path: Path, progress: bool | None) -
 
     check_output(path)
     start = time.monotonic()
-    pipe = load_pipeline(FAMILIES[task], model_directory(task), progress=progress)
+    pipe = load_pipeline(FAMILIES[name], model_directory(name), progress=progress)
     pipe(given, output_video=str(path), num_inference_steps=_STEPS, seed=_SEED, progress=progress)
     seconds = time.monotonic() - start
     video = read_video(path)  # what the file holds, not what was meant to go into it
     count, height, width = video.frames.shape[:3]
-    say(f"{task}: {path} ({count} frames of {width}x{height}, {seconds:.0f} s)")
+    say(f"{name}: {path} ({count} frames of {width}x{height}, {seconds:.0f} s)")
     sheet = path.with_suffix(".png")
     temporary = sheet.with_name(f".{sheet.name}.part")
     try:
@@ -86,4 +85,4 @@ def _make(task: str, given: dict[str, Any], path: Path, progress: bool | None) -
         raise OutputError(f"The contact sheet {str(sheet)!r} could not be written: {error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
-    say(f"{task}: {sheet} (its frames at a glance)")
+    say(f"{name}: {sheet} (its frames at a glance)")

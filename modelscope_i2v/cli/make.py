@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, OutputError
-from ..families import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..options import FIELDS
-from .parser import PROGRAM, add_machine, add_options, given_options, note, say
+from ..families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..options import FIELDS, options_of
+from .parser import PROGRAM, UsageError, add_machine, add_options, flag, given_options, note, say
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LONGEST_NAME = 60
@@ -36,10 +36,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "animate a picture",
         examples=f"  {PROGRAM} image-to-video cat.png\n"
         f"  {PROGRAM} image-to-video cat.png -o cat.gif --num-frames 16 --seed 7\n"
-        f"  {PROGRAM} image-to-video cat.png --model path/to/Image-to-Video --dtype bf16\n",
-        usage="IMAGE [-o PATH] [options]",
+        f"  {PROGRAM} image-to-video cat.png --model path/to/Image-to-Video --dtype bf16\n"
+        f'  {PROGRAM} image-to-video cat.png --model {I2VGEN_XL.hub_ids[0]} --text "A cat runs."\n',
+        usage="IMAGE [--text TEXT] [-o PATH] [options]",
     )
     made.add_argument("input", metavar="IMAGE", help="a picture: a file or a URL")
+    made.add_argument("--text", help=f"what happens in the video, in English; for {I2VGEN_XL.name} only")
     _add_rest(made, IMAGE_TO_VIDEO)
 
     made = command(
@@ -69,12 +71,22 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_rest(parser: argparse.ArgumentParser, family: Family) -> None:
     parser.add_argument("-o", "--output", metavar="PATH", help=_OUTPUT)
     add_machine(parser, family.hub_ids[0])
-    add_options(parser, family)
+    add_options(parser, _alike(family))
+
+
+def _alike(family: Family) -> list[Family]:
+    """The families of a family's task, that one first: one command makes videos with all of them."""
+    others = (other for other in FAMILIES.values() if other.task == family.task and other is not family)
+    return [family, *others]
 
 
 def _run(family: Family, args: argparse.Namespace) -> int:
     """Checks all that can be checked before a model loads, then makes the videos."""
-    options = given_options(args, family)
+    families = _alike(family)
+    options = given_options(args, families)
+    for known in families:
+        if args.model in known.hub_ids:
+            _check_taken(known, args, options)  # rather than after a download
     given = _read_input(family, args, options)
     output = _output(family, args, options.get("num_videos", 1))
     seed = options.setdefault("seed", secrets.randbelow(2**32))
@@ -84,7 +96,8 @@ def _run(family: Family, args: argparse.Namespace) -> int:
 
     device = resolve_device(args.device)
     directory = find_model(args.model, family)
-    ModelDirectory.open(directory, family.task)  # ModelScope's own errors speak of registries
+    # ModelScope's own errors speak of registries.
+    _check_taken(ModelDirectory.open(directory, family.task).family, args, options)
     start = time.monotonic()
     pipe = load_pipeline(
         family,
@@ -101,6 +114,23 @@ def _run(family: Family, args: argparse.Namespace) -> int:
         say(f"Wrote {path}")
     note(f"done in {seconds:.0f} s{hint}")
     return 0
+
+
+def _check_taken(family: Family, args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Raises UsageError for an option that other models of the task have, and this one does not."""
+    asked = [*options, *(["text"] if getattr(args, "text", None) else [])]
+    lost = [name for name in asked if not _takes(family, name)]
+    if lost:
+        others = (other for other in _alike(family) if all(_takes(other, name) for name in lost))
+        hint = "".join(f"; --model {other.hub_ids[0]} is one that does" for other in others)
+        raise UsageError(
+            f"{args.model} is a model of the family {family.name}, which does not take "
+            f"{', '.join(map(flag, lost))}{hint} (help: {PROGRAM} {args.command} --help)"
+        )
+
+
+def _takes(family: Family, name: str) -> bool:
+    return family.reads_text if name == "text" else name in options_of(family)
 
 
 def load_pipeline(family: Family, directory: Path, **settings: Any) -> Any:
@@ -154,7 +184,8 @@ def _read_input(family: Family, args: argparse.Namespace, options: dict[str, Any
     if family.reads_image:
         from ..media.images import load_image
 
-        return {"image": load_image(args.input, max_pixels=limit)}
+        image = load_image(args.input, max_pixels=limit)
+        return {"image": image} if args.text is None else {"image": image, "text": args.text}
     return {"text": args.input}
 
 

@@ -77,15 +77,14 @@ def common() -> argparse.ArgumentParser:
     return parent
 
 
-def add_options(parser: argparse.ArgumentParser, family: Family) -> None:
-    """A flag for each of the family's options that the command line can give."""
+def add_options(parser: argparse.ArgumentParser, families: Sequence[Family]) -> None:
+    """A flag for each option of any of the families that the command line can give."""
     group = parser.add_argument_group("how the video is made", "Defaults are those of the hub's models.")
-    defaults = {name: f.default for name, f in FIELDS.items()} | family_defaults(family)
-    for name in options_of(family):
+    for name in options_of_any(families):
         meta = FIELDS[name].metadata
         if not meta.get("cli", True):
             continue
-        kind, text = _kind(name), _help(family, name, defaults[name])
+        kind, text = _kind(name), _help(families, name)
         # Not given is None: the table, which also asks the checkpoint, fills it in.
         settings: dict[str, Any] = {"dest": name, "default": None, "help": text}
         if kind == "bool":
@@ -94,7 +93,18 @@ def add_options(parser: argparse.ArgumentParser, family: Family) -> None:
             choices = meta.get("choices")
             settings["type"] = _checked(name, kind)
             settings["metavar"] = "{" + ",".join(choices) + "}" if choices else _METAVARS[kind]
-        group.add_argument("--" + name.replace("_", "-"), **settings)
+        group.add_argument(flag(name), **settings)
+
+
+def flag(name: str) -> str:
+    """An option's name on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def options_of_any(families: Sequence[Family]) -> list[str]:
+    """The names of the options that at least one of the families has."""
+    known = {name for family in families for name in options_of(family)}
+    return [name for name in FIELDS if name in known]
 
 
 def add_machine(parser: argparse.ArgumentParser, model: str) -> None:
@@ -120,9 +130,9 @@ def add_machine(parser: argparse.ArgumentParser, model: str) -> None:
     group.add_argument("--no-progress", action="store_true", help="show no progress bars")
 
 
-def given_options(args: argparse.Namespace, family: Family) -> dict[str, Any]:
+def given_options(args: argparse.Namespace, families: Sequence[Family]) -> dict[str, Any]:
     """The options that stood on the command line, by their names in Python."""
-    values = {name: getattr(args, name, None) for name in options_of(family)}
+    values = {name: getattr(args, name, None) for name in options_of_any(families)}
     given = {name: value for name, value in values.items() if value is not None}
     if args.no_progress:
         given["progress"] = False
@@ -150,16 +160,31 @@ def _checked(name: str, kind: str) -> Callable[[str], Any]:
     return read
 
 
-def _help(family: Family, name: str, default: Any) -> str:
-    text = _HERE.get(name) if not (family.takes_video and name == "num_frames") else None
+def _help(families: Sequence[Family], name: str) -> str:
+    having = [family for family in families if name in options_of(family)]
+    text = _HERE.get(name) if not (having[0].takes_video and name == "num_frames") else None
     text = text or FIELDS[name].metadata["help"]
+    default, *others = (_default(family, name) for family in having)
+    for family, other in zip(having[1:], others):
+        if other not in ("", default):
+            default += f", of {family.name} {other}"
+    if default:
+        text += f" (default: {default})"
+    if len(having) < len(families):
+        text += f"; for {' and '.join(family.name for family in having)} only"
+    return text.replace("%", "%%")
+
+
+def _default(family: Family, name: str) -> str:
+    """A default as the help tells it; an empty text where there is nothing to tell."""
+    default = {**{key: field.default for key, field in FIELDS.items()}, **family_defaults(family)}[name]
     if name == "fps":
         default = "the input's" if family.takes_video else family.fps
     if name == "negative_prompt" and default:
         default = "a list of usual flaws"
-    if default is not None and default != "" and default is not False:
-        text += f" (default: {f'{default:g}' if isinstance(default, float) else default})"
-    return text.replace("%", "%%")
+    if default is None or default is False:
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _device(text: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from modelscope_i2v import OutputError
 from modelscope_i2v.cli import demo, make, memory
 from modelscope_i2v.embedded import model_directory, picture
-from modelscope_i2v.families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.media.videos import read_video
 from modelscope_i2v.media.write import read_metadata, write_video
 
@@ -47,6 +47,29 @@ def test_a_picture_becomes_a_video_named_after_it(run, tmp_path):
     assert again.out == "Wrote my cat; é-1.mp4\n" and "makes it again" not in again.err
     np.testing.assert_array_equal(read_video("my cat; é-1.mp4").frames, first.frames)
     assert names(tmp_path) == {"my cat; é.png", "my cat; é.mp4", "my cat; é-1.mp4"}
+
+
+def test_a_picture_and_a_text_become_a_video(run, tmp_path):
+    ended = run(
+        *("image-to-video", picture(), "--text", "A boat sails.", "--negative-prompt", "rain"),
+        *("--model", model_directory(I2VGEN_XL.name), "--target-fps", 12, "-o", "out.mp4", *SMALL),
+    )
+    assert ended.code == 0, ended.err
+    assert len(read_video("out.mp4").frames) == 2
+    made = read_metadata("out.mp4")
+    assert (made["text"], made["negative_prompt"], made["target_fps"]) == ("A boat sails.", "rain", 12)
+
+
+@pytest.mark.parametrize("model", [model_directory(IMAGE_TO_VIDEO.name), *IMAGE_TO_VIDEO.hub_ids])
+@pytest.mark.parametrize("flag", ["--text", "--negative-prompt"])
+def test_what_only_other_models_of_the_task_take_is_bad_use(run, tmp_path, monkeypatch, model, flag):
+    monkeypatch.setattr(make, "load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
+    if model in IMAGE_TO_VIDEO.hub_ids:
+        monkeypatch.setattr(make, "find_model", lambda *_: pytest.fail("a model was fetched"))
+    ended = run("image-to-video", picture(), "--model", model, flag, "a boat")
+    assert ended.code == 2 and ended.err.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert f"family image-to-video, which does not take {flag}" in ended.err
+    assert "--model damo/I2VGen-XL is one that does" in ended.err and str(model) in ended.err
 
 
 def test_a_video_becomes_a_video(run, video, tmp_path):
@@ -163,17 +186,17 @@ def test_ctrl_c_while_denoising_leaves_nothing(run, monkeypatch, tmp_path):
     assert ended.code == 130 and names(tmp_path) == set()
 
 
-def test_the_demo_makes_all_three_and_a_contact_sheet_of_each(run, monkeypatch, tmp_path):
+def test_the_demo_makes_a_video_of_each_family_and_a_contact_sheet_of_each(run, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "_STEPS", 1)
     ended = run("demo", "-o", "new/folder")
     assert ended.code == 0, ended.err
-    assert names(tmp_path / "new/folder") == {f"{task}{end}" for task in FAMILIES for end in (".mp4", ".png")}
+    assert names(tmp_path / "new/folder") == {f"{name}{end}" for name in FAMILIES for end in (".mp4", ".png")}
     lines = ended.out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:6]] == [task for task in FAMILIES for _ in range(2)]
+    assert [line.partition(":")[0] for line in lines[:8]] == [name for name in FAMILIES for _ in range(2)]
     assert "random" in ended.out and ended.err == ""
-    for task in FAMILIES:
-        assert len(read_video(tmp_path / f"new/folder/{task}.mp4").frames) > 1
-        with Image.open(tmp_path / f"new/folder/{task}.png") as sheet:
+    for name in FAMILIES:
+        assert len(read_video(tmp_path / f"new/folder/{name}.mp4").frames) > 1
+        with Image.open(tmp_path / f"new/folder/{name}.png") as sheet:
             assert sheet.width > 300
 
 
@@ -204,9 +227,9 @@ def test_enable_and_disable(run, monkeypatch):
 def test_the_doctor_tells_everything(run):
     ended = run("doctor")
     assert ended.code == 0, ended.out
-    for said in ("modelscope ", "torch ", "xformers ", "cpu ", "libx264 ", "enable ", "VideoToVideoPipeline"):
+    for said in ("modelscope ", "torch ", "xformers ", "cpu ", "libx264 ", "enable ", "I2VGenXLPipeline"):
         assert said in ended.out
-    assert ended.out.count(" GB are weights)") + ended.out.count("too large") >= 3
+    assert ended.out.count(" GB are weights)") + ended.out.count("too large") >= len(FAMILIES)
     assert "cannot be told" not in ended.out and "missing" not in ended.out
 
 
@@ -294,7 +317,7 @@ def test_the_estimate_of_working_memory_is_what_the_networks_use():
             if isinstance(module, Attention):
                 module.kernel = lambda q, k, v: torch.empty_like(q)  # as flash attention: no matrix
         with Counter() as counted:
-            unet(torch.empty(1, 4, 16, 32, 32), torch.zeros(1), y=torch.empty(1, 77, 1024))
+            unet(torch.empty(1, 4, 16, 32, 32), torch.zeros(1), text=torch.empty(1, 77, 1024))
         assert counted.peak / (16 * 32 * 32) == pytest.approx(memory.UNET_NUMBERS, rel=0.1)
         with Counter() as counted:
             decoder.decode(torch.empty(2, 4, 16, 16))

@@ -10,7 +10,7 @@ import pytest
 
 from modelscope_i2v import InputError
 from modelscope_i2v.cli import make, parser
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.families import FAMILIES, TASKS
 from modelscope_i2v.options import FIELDS, options_of
 
 COMMANDS = ("image-to-video", "video-to-video", "text-to-video")
@@ -84,12 +84,21 @@ def test_each_command_has_help(run, command):
     assert ended.code == 0 and f"usage: modelscope-i2v {command}" in ended.out
 
 
-@pytest.mark.parametrize("command, family", list(zip(COMMANDS, FAMILIES.values())))
+@pytest.mark.parametrize("command, family", list(zip(COMMANDS, TASKS.values())))
 def test_help_shows_an_example_and_every_option_of_the_table(run, command, family):
     text = run(command, "--help").out
     assert f"\n  modelscope-i2v {command} " in text and family.hub_ids[0].split("-")[0] in text
-    for name in options_of(family):
+    alike = [other for other in FAMILIES.values() if other.task == family.task]
+    for name in {name for other in alike for name in options_of(other)}:
         assert ("--" + name.replace("_", "-") + " " in text) == FIELDS[name].metadata.get("cli", True), name
+
+
+def test_help_tells_where_the_models_of_a_task_differ(run):
+    text = " ".join(run("image-to-video", "--help").out.split())
+    assert "(default: 256, of i2vgen-xl 704)" in text
+    assert "what the video should not show (default: a list of usual flaws); for i2vgen-xl only" in text
+    assert "what happens in the video, in English; for i2vgen-xl only" in text
+    assert "frames per second of the written video (default: 8)" in text
 
 
 def test_the_version(run):
