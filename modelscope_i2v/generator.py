@@ -6,6 +6,7 @@ its own.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from . import outputs, samples
 from .checkpoints.directory import ModelDirectory
 from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
-from .checkpoints.tensors import read_tensors
 from .conditioning.clip import ImageEncoder, TextEncoder
 from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dtype, resolve_device
 from .errors import Cancelled, InputError, NumericalError
@@ -30,6 +30,7 @@ from .networks.stunet import STUNet
 from .options import Options
 from .progress import bar
 from .samples import Sample
+from .sampling.anchor import anchored
 from .sampling.guidance import denoiser, guided
 from .sampling.noise import NoiseSource, SolverNoise
 from .sampling.schedules import SCHEDULES
@@ -83,10 +84,10 @@ class VideoGenerator:
         progress: bool | None = None,
         ready: Mapping[str, nn.Module] | None = None,
     ) -> VideoGenerator:
-        """Loads a checkpoint directory in the hub's layout.
+        """Loads a checkpoint directory, in the hub's layout or in diffusers'.
 
         Args:
-            directory: holds configuration.json and the weights that it names.
+            directory: see :meth:`modelscope_i2v.checkpoints.directory.ModelDirectory.open`.
             task: what the checkpoint must be for; by default whatever it is for.
             device: ``cpu``, ``cuda`` (or ``gpu``), ``cuda:1``, ``mps``; by default the best there is.
             dtype: ``fp32``, ``fp16`` or ``bf16``; by default fp16 or bf16 on a GPU as suits it, fp32 on
@@ -114,20 +115,20 @@ class VideoGenerator:
             unet = STUNet(model.unet)
             autoencoder = ready.get("autoencoder") or AutoencoderKL(model.autoencoder)
         parts = [
-            (tower, model.clip_path, encoder_dtype(place, weights), (*tower.unused, *CLIP_UNUSED))
+            (tower, "clip", encoder_dtype(place, weights), (*tower.unused, *CLIP_UNUSED))
             for tower in (text_encoder, image_encoder)
             if tower is not None
         ]
         parts += [
-            (unet, model.unet_path, weights, ()),
-            (autoencoder, model.autoencoder_path, weights, AUTOENCODER_UNUSED),
+            (unet, "unet", weights, ()),
+            (autoencoder, "autoencoder", weights, AUTOENCODER_UNUSED),
         ]
         parts = [part for part in parts if part[0] not in ready.values()]
         with bar(len(parts), "Loading", progress, "file") as loading, out_of_memory_told():
-            for network, path, kind, unused in parts:
+            for network, part, kind, unused in parts:
                 load_module(
                     network,
-                    read_tensors(path),
+                    model.read(part),
                     dtype=kind,
                     device=place,
                     keep_float32=float32_names(network),
@@ -218,10 +219,9 @@ class VideoGenerator:
             wanted["picture"] = torch.stack([self._picture(job) for job in batch])
         without = dict(wanted)
         if self.text_encoder is not None:
-            wanted["text"] = self.text_encoder.encode(
-                [sample.text + family.prompt_suffix for sample in inputs]
-            )
-            negative = self.text_encoder.encode([options.negative_prompt])
+            texts = [sample.text + family.prompt_suffix for sample in inputs]
+            wanted["text"] = self.text_encoder.encode(texts, inputs[0].text_rows)
+            negative = self.text_encoder.encode([options.negative_prompt], inputs[0].text_rows)
             without["text"] = negative.expand_as(wanted["text"])
         if self.image_encoder is not None:
             pixels = samples.clip_input(family, inputs, self.image_encoder.image_size)
@@ -337,7 +337,7 @@ class VideoGenerator:
         """
         options = batch[0].sample.options
         predict = guided(
-            self.unet,
+            functools.partial(self.unet, loop=True) if options.loop else self.unet,
             positive,
             negative,
             scale=options.guidance_scale,
@@ -345,6 +345,11 @@ class VideoGenerator:
             one_batch=not options.sequential_guidance,
         )
         solver = SOLVERS[options.scheduler]
+        if options.first_frame == "anchor":
+            picture = positive.get("picture")  # only I2VGen-XL's network has it already
+            if picture is None:
+                picture = torch.stack([self._picture(job) for job in batch])
+            solver = anchored(solver, picture, start[:, :, 0])
         total = options.num_inference_steps
 
         def run() -> Tensor:

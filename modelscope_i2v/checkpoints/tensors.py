@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -53,11 +53,19 @@ class TensorFile:
     """At which training step it was written, where the file tells."""
     format: str
     """``safetensors``, ``torch`` or ``torch (before 1.6)``."""
-    _mapped: MappedFile = field(repr=False)
+    _mapped: tuple[MappedFile, ...] = field(repr=False)
 
     def release(self, tensor: Tensor) -> None:
         """Lets the memory under one of the tensors go, once it has been copied elsewhere."""
-        self._mapped.release(tensor)
+        for mapped in self._mapped:
+            mapped.release(tensor)
+
+    @classmethod
+    def joined(cls, path: Path, files: Sequence[TensorFile]) -> TensorFile:
+        """Several files as one that is called ``path``; of a tensor in two of them, the last counts."""
+        tensors = {key: tensor for file in files for key, tensor in file.tensors.items()}
+        mapped = tuple(mapped for file in files for mapped in file._mapped)
+        return cls(path, tensors, files[0].step, files[0].format, mapped)
 
 
 def read_tensors(path: str | Path) -> TensorFile:
@@ -102,7 +110,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         ) from error
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors, neither at its top nor under {', '.join(_NESTS)}.")
-    return TensorFile(path, tensors, step, name, mapped)
+    return TensorFile(path, tensors, step, name, (mapped,))
 
 
 _Reader = Callable[[Path, MappedFile], "tuple[dict[str, Tensor], int | None]"]

@@ -111,13 +111,14 @@ def save_lightning(path: Path, state: dict[str, Tensor], **options: Any) -> None
         )
 
 
-def write_configuration(directory: Path, task: str, /, **changes: Any) -> dict[str, Any]:
-    """A hub-like configuration.json of a small model; ``changes`` are dotted with ``__``."""
-    types_of = {
-        "image-to-video": ("image-to-video-model", "image-to-video-task-pipeline"),
-        "video-to-video": ("video-to-video-model", "video-to-video-pipeline"),
-        "text-to-video-synthesis": ("latent-text-to-video-synthesis",) * 2,
-    }[task]
+def write_configuration(directory: Path, name: str, /, **changes: Any) -> dict[str, Any]:
+    """A hub-like configuration.json of a family's small model; ``changes`` are dotted with ``__``."""
+    task, *types_of = {
+        "image-to-video": ("image-to-video", "image-to-video-model", "image-to-video-task-pipeline"),
+        "video-to-video": ("video-to-video", "video-to-video-model", "video-to-video-pipeline"),
+        "text-to-video-synthesis": ("text-to-video-synthesis", *("latent-text-to-video-synthesis",) * 2),
+        "i2vgen-xl": ("image-to-video", "i2vgen-xl", "i2v_gen_xl"),
+    }[name]
     configuration: dict[str, Any] = {
         "framework": "pytorch",
         "task": task,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoint_files import SMALL_CLIP, touch_weights, write_configuration
 
 from modelscope_i2v.checkpoints.directory import ModelDirectory
@@ -14,12 +15,12 @@ from modelscope_i2v.errors import CheckpointError
 from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig
 
-TASKS = list(FAMILIES)
-T2V, I2V, V2V = "text-to-video-synthesis", "image-to-video", "video-to-video"
+NAMES = list(FAMILIES)
+T2V, I2V, V2V, XL = "text-to-video-synthesis", "image-to-video", "video-to-video", "i2vgen-xl"
 
 
-def opened(directory: Path, task: str, asked: str | None = None, /, **changes: Any) -> ModelDirectory:
-    write_configuration(directory, task, **changes)
+def opened(directory: Path, name: str, asked: str | None = None, /, **changes: Any) -> ModelDirectory:
+    write_configuration(directory, name, **changes)
     touch_weights(directory)
     return ModelDirectory.open(directory, asked)
 
@@ -123,11 +124,11 @@ def test_small_models(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_own_keys_set_sizes_for_every_task(tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_own_keys_set_sizes_for_every_family(tmp_path: Path, name: str) -> None:
     directory = opened(
         tmp_path,
-        task,
+        name,
         model__model_cfg__height=64,
         model__model_cfg__width=80,
         model__model_cfg__clip="ViT-B-32",
@@ -137,11 +138,58 @@ def test_own_keys_set_sizes_for_every_task(tmp_path: Path, task: str) -> None:
     assert directory.unet.image_dim == 1024
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("absent", [(), ("task",), ("task", "pipeline"), ("pipeline", "model__type")])
-def test_each_name_alone_tells_the_family(tmp_path: Path, task: str, absent: tuple[str, ...]) -> None:
-    assert opened(tmp_path, task, task, **dict.fromkeys(absent, ...)).family.task == task
-    assert ModelDirectory.open(tmp_path).family.task == task
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("absent", [(), ("task",), ("task", "pipeline"), ("task", "model__type")])
+def test_each_name_alone_tells_the_family(tmp_path: Path, name: str, absent: tuple[str, ...]) -> None:
+    task = FAMILIES[name].task
+    assert opened(tmp_path, name, task, **dict.fromkeys(absent, ...)).family.name == name
+    assert ModelDirectory.open(tmp_path).family.name == name
+
+
+@pytest.mark.parametrize("type_of_model", ["i2vgen", "UNetSD_I2VGen", None])
+def test_i2vgen_xl_by_its_pipeline_whatever_its_model_type(tmp_path: Path, type_of_model: Any) -> None:
+    assert opened(tmp_path, XL, model__type=type_of_model).family.name == XL
+    assert opened(tmp_path, XL, I2V, model__type=type_of_model, task=...).family.name == XL
+
+
+MARKS = (
+    "input_blocks.0.0.weight",
+    "input_blocks.1.0.temopral_conv.conv1.2.weight",
+    "context_embedding.0.weight",
+)
+
+
+@pytest.mark.parametrize(("name", "marks"), [(I2V, MARKS), (XL, (*MARKS, "local_image_concat.0.weight"))])
+@pytest.mark.parametrize("asked", [None, I2V])
+def test_the_task_alone_leaves_it_to_the_weights(tmp_path: Path, name: str, marks: Any, asked: Any) -> None:
+    write_configuration(tmp_path, I2V, pipeline=..., model__type=...)
+    touch_weights(tmp_path)
+    torch.save({key: torch.zeros(1) for key in marks}, tmp_path / "unet.pth")
+    assert ModelDirectory.open(tmp_path, asked).family.name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("suffix", [None, ".safetensors"])
+def test_weights_alone_tell_the_family_by_their_names(tmp_path: Path, name: str, suffix: str | None) -> None:
+    family = FAMILIES[name]
+    files = [tmp_path / file for file in (family.unet_file, family.clip_file, family.autoencoder_file)]
+    files[0] = files[0].with_suffix(suffix or files[0].suffix)
+    for file in files:
+        file.touch()
+    directory = ModelDirectory.open(tmp_path)
+    assert directory.family is family and directory.unet == family.unet and directory.defaults == {}
+    assert [directory.unet_path, directory.clip_path, directory.autoencoder_path] == files
+    assert ModelDirectory.open(tmp_path, family.task).family is family
+    files[2].unlink()
+    with pytest.raises(CheckpointError, match=r"ckpt_autoencoder is missing; it should name"):
+        ModelDirectory.open(tmp_path)
+
+
+def test_the_usual_names_also_beside_a_configuration_that_names_none(tmp_path: Path) -> None:
+    write_configuration(tmp_path, I2V, pipeline=..., model=...)
+    for file in (FAMILIES[XL].unet_file, FAMILIES[XL].clip_file, FAMILIES[XL].autoencoder_file):
+        (tmp_path / file).touch()
+    assert ModelDirectory.open(tmp_path).family.name == XL
 
 
 def test_the_task_asked_for_is_enough(tmp_path: Path) -> None:
@@ -161,7 +209,7 @@ def test_another_task_is_refused(tmp_path: Path) -> None:
 def test_a_configuration_that_contradicts_itself(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"contradicts itself: task '.*' means image-to-video.*pipeline\.type '.*' means video-to",
+        match=r"contradicts itself: pipeline\.type '.*' means video-to-video, task '.*' means image-to-",
     ):
         opened(tmp_path, I2V, pipeline__type="video-to-video-pipeline")
 
@@ -207,11 +255,9 @@ def test_what_is_no_model_directory(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[str, Any, str]] = [
-    ("task", "text-to-speech", "one of those that this package runs: image-to-video"),
     ("task", 3, "a text"),
     ("model", [], "an object"),
-    ("model__type", "diffusion", "image-to-video-model"),
-    ("pipeline__type", "i2v_gen_xl", "image-to-video-task-pipeline"),
+    ("pipeline__type", "text-to-speech", "image-to-video-task-pipeline"),
     ("pipeline", "image-to-video-task-pipeline", "an object"),
     ("model__model_args", "unet.pth", "an object"),
     ("model__model_args__ckpt_unet", ["unet.pth"], "a text"),
@@ -252,7 +298,19 @@ def test_a_wrong_value_is_named_by_its_dotted_key(tmp_path: Path, key: str, valu
     assert f"{key.replace('__', '.')} is " in text
 
 
+@pytest.mark.parametrize(
+    ("absent", "key", "right"),
+    [
+        (("pipeline",), "task", "image-to-video, video-to-video"),
+        (("pipeline", "task"), "model__type", "image-to-video-model"),
+    ],
+)
+def test_a_name_that_tells_nothing(tmp_path: Path, absent: Any, key: str, right: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{key.replace('__', '.')} is 'x' and .* runs: {right}"):
+        opened(tmp_path, I2V, **dict.fromkeys(absent, ...), **{key: "x"})
+
+
 @pytest.mark.parametrize("key", ["ckpt_unet", "ckpt_clip", "ckpt_autoencoder"])
 def test_a_missing_file_name(tmp_path: Path, key: str) -> None:
     with pytest.raises(CheckpointError, match=rf"model\.model_args\.{key} is missing"):
-        opened(tmp_path, I2V, **{f"model__model_args__{key}": ...})
+        opened(tmp_path, T2V, **{f"model__model_args__{key}": ...})
