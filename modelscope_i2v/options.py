@@ -23,6 +23,7 @@ SIZE_STEP = 8
 SCHEDULERS = ("ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc")
 OUTPUT_TYPES = ("mp4", "np", "pt", "pil", "latent")
 FITS = ("stretch", "crop", "pad")
+FIRST_FRAMES = ("free", "anchor")
 INVERSIONS = ("noise", "ddim")
 
 
@@ -97,6 +98,14 @@ def _takes_video(family: Family) -> bool:
     return family.takes_video
 
 
+def _takes_image(family: Family) -> bool:
+    return family.reads_image
+
+
+def _starts_from_noise(family: Family) -> bool:
+    return not family.takes_video
+
+
 def _takes_fps(family: Family) -> bool:
     return family.unet.fps_embedding
 
@@ -116,6 +125,12 @@ class Options:
     negative_prompt: str = _option(
         _instance(str, "a text"), "what the video should not show", applies=_takes_text
     )
+    long_prompt: bool = _option(
+        _instance(bool, "True or False"),
+        "read all of a text of more than 77 tokens, in rows of 77, instead of cutting it",
+        False,
+        applies=_takes_text,
+    )
     num_frames: int = _option(_integer(1, MAX_FRAMES), "frames of the video (of an input video: at most)")
     height: int = _option(_size, f"height in pixels, a multiple of {SIZE_STEP}")
     width: int = _option(_size, f"width in pixels, a multiple of {SIZE_STEP}")
@@ -124,6 +139,19 @@ class Options:
         _integer(1, 240),
         "frame rate that the network is told, which sets how fast things move",
         applies=_takes_fps,
+    )
+    first_frame: str = _option(
+        _choice(*FIRST_FRAMES),
+        "free: the network makes it; anchor: it is the picture itself, cut to the video's shape",
+        "free",
+        applies=_takes_image,
+        choices=FIRST_FRAMES,
+    )
+    loop: bool = _option(
+        _instance(bool, "True or False"),
+        "the last frame leads back to the first, so that the video can repeat without a jump",
+        False,
+        applies=_starts_from_noise,
     )
     seed: int | None = _option(
         _integer(0, 2**63 - 2), "makes the video repeatable, on every device; else PyTorch's global generator"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import options as option_table
-from .conditioning.clip import check_text
+from .conditioning.prompts import check_text, rows_needed
 from .errors import InputError
 from .families import Family
 from .media.images import load_image
@@ -35,13 +35,16 @@ class Sample:
     fps: float = 8.0
     """Frame rate of the written file."""
     audio: Any = None
+    text_rows: int = 1
+    """Rows of 77 tokens that the text, or what the video should not show, takes."""
 
     def alike(self, other: Sample) -> bool:
         """Whether both can be made in one batch."""
         mine, theirs = self.options, other.options
         if mine.latents is not None or theirs.latents is not None:
             return False
-        return mine == theirs and self.num_frames == other.num_frames
+        mine_too, theirs_too = (self.num_frames, self.text_rows), (other.num_frames, other.text_rows)
+        return mine == theirs and mine_too == theirs_too
 
     @property
     def num_frames(self) -> int:
@@ -96,16 +99,26 @@ def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Sample:
     text = inputs.get("text", inputs.get("caption", ""))
     if not isinstance(text, str):
         raise InputError(f"The text is a {type(text).__name__}; it must be a string.")
-    check_text(text)
+    if family.reads_text:
+        check_text(text, long=options.long_prompt)
+        check_text(options.negative_prompt, long=options.long_prompt, what="negative_prompt")
+    rows = _text_rows(family, text, options)
     if family.takes_video:
-        return _video_sample(family, inputs, options, text)
+        return replace(_video_sample(family, inputs, options, text), text_rows=rows)
     fps = options.fps or family.fps
     if family.reads_image:
         image = load_image(_one_of(family, inputs, "image", "image_path"), max_pixels=options.max_pixels)
-        return Sample(options, text=text, image=image, fps=fps)
+        return Sample(options, text=text, image=image, fps=fps, text_rows=rows)
     if "text" not in inputs:
         raise InputError(f'{family.name} needs a text: a string, or {{"text": "…"}}.')
-    return Sample(options, text=text, fps=fps)
+    return Sample(options, text=text, fps=fps, text_rows=rows)
+
+
+def _text_rows(family: Family, text: str, options: Options) -> int:
+    """Both branches of guidance need equally many."""
+    if not (family.reads_text and options.long_prompt):
+        return 1
+    return max(map(rows_needed, (text + family.prompt_suffix, options.negative_prompt)))
 
 
 def _one_of(family: Family, inputs: Mapping[str, Any], *keys: str) -> Any:

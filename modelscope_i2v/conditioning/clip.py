@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-
 import open_clip
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..networks.config import CLIPConfig
-
-CONTEXT_LENGTH = 77
-"""Tokens of CLIP's text tower; the first and the last are its start and end marks."""
+from .prompts import tokenize
 
 
 def build(config: CLIPConfig) -> nn.Module:
@@ -67,10 +62,20 @@ class TextEncoder(nn.Module):
             x = block(x, attn_mask=mask)
         return self.ln_final(x if batch_first else x.transpose(0, 1))
 
-    def encode(self, texts: list[str]) -> Tensor:
-        """Text states [len(texts), 77, width] in fp32, on the encoder's device."""
-        tokens = open_clip.tokenize(texts, context_length=CONTEXT_LENGTH)
-        return self(tokens.to(self.positional_embedding.device)).float()
+    def encode(self, texts: list[str], rows: int = 1) -> Tensor:
+        """Text states [len(texts), 77·rows, width] in fp32, on the encoder's device.
+
+        A token of weight w has the state e + w · (s − e), where s is its own and e that of the empty
+        text in its place: the rule of the library compel and of ComfyUI.
+        """
+        device = self.positional_embedding.device
+        tokens, weights = (torch.cat(parts) for parts in zip(*(tokenize(text, rows) for text in texts)))
+        states = self(tokens.to(device)).float()
+        if bool((weights != 1).any()):
+            weights = weights.to(device).unsqueeze(-1)
+            empty = self(tokenize("")[0].to(device)).float()
+            states = torch.where(weights == 1, states, empty + weights * (states - empty))
+        return states.unflatten(0, (len(texts), rows)).flatten(1, 2)
 
 
 class ImageEncoder(nn.Module):
@@ -92,26 +97,3 @@ class ImageEncoder(nn.Module):
         """Image embeddings [b, 1, embed_dim] in fp32, on the encoder's device."""
         weight = self.visual.conv1.weight
         return self(pixels.to(weight.device, weight.dtype)).float().unsqueeze(1)
-
-
-@functools.cache
-def _tokenizer() -> open_clip.SimpleTokenizer:
-    return open_clip.SimpleTokenizer()
-
-
-def check_text(text: str) -> None:
-    """Warns of what the text tower will not see or not understand."""
-    tokens = _tokenizer().encode(text)
-    if len(tokens) > CONTEXT_LENGTH - 2:
-        lost = _tokenizer().decode(tokens[CONTEXT_LENGTH - 2 :]).strip()
-        warnings.warn(
-            f"The text is longer than CLIP's {CONTEXT_LENGTH} tokens; its end has no effect: {lost!r}.",
-            stacklevel=2,
-        )
-    letters = [character for character in text if character.isalpha()]
-    if letters and sum(character.isascii() for character in letters) < 0.5 * len(letters):
-        warnings.warn(
-            "The text has hardly a Latin letter, and the models were trained on English: expect a video that "
-            "has little to do with it.",
-            stacklevel=2,
-        )

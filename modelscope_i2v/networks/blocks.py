@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ class Conditioning(NamedTuple):
     """Tokens that the spatial layers attend to [b, tokens, context_dim]."""
     frames: int
     """f, the number of frames of each sample."""
+    loop: bool = False
+    """The first frame follows the last."""
 
 
 def unfold(x: Tensor, frames: int) -> Tensor:
@@ -91,9 +94,21 @@ class TemporalConv(nn.Module):
         self.conv3 = conv(nn.Dropout(dropout))
         self.conv4 = conv(nn.Dropout(dropout))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [b, c, f, h, w]; returns the same shape."""
-        return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
+    def forward(self, x: Tensor, loop: bool = False) -> Tensor:
+        """x: [b, c, f, h, w]; returns the same shape. ``loop``: the first frame follows the last."""
+        h = x
+        for stage in (self.conv1, self.conv2, self.conv3, self.conv4):
+            h = _around(stage, h) if loop else stage(h)
+        return x + h
+
+
+def _around(stage: nn.Sequential, x: Tensor) -> Tensor:
+    """A norm, an activation and a convolution that finds the last frame before the first.
+
+    Its norm sees each frame once, as without the loop.
+    """
+    h = stage[:-1](x)
+    return stage[-1](torch.cat([h[:, :, -1:], h, h[:, :, :1]], dim=2))[:, :, 1:-1]
 
 
 class ResBlock(nn.Module):
@@ -120,7 +135,7 @@ class ResBlock(nn.Module):
         embedding = self.emb_layers(cond.embedding).repeat_interleave(cond.frames, dim=0)
         h = self.in_layers(x) + embedding[..., None, None]
         h = self.skip_connection(x) + self.out_layers(h)
-        return fold(self.temopral_conv(unfold(h, cond.frames)))
+        return fold(self.temopral_conv(unfold(h, cond.frames), cond.loop))
 
 
 class GEGLU(nn.Module):

@@ -94,23 +94,28 @@ class TemporalEncoder(nn.Module):
         return x.unflatten(0, (b, h, w)).permute(0, 4, 3, 1, 2)
 
 
-def over_time(picture: Tensor, frames: int) -> Tensor:
+def over_time(picture: Tensor, frames: int, loop: bool = False) -> Tensor:
     """A picture's latent [b, 4, h, w] as a video [b, 4, f, h, w]: the picture, then planes that count.
 
     Behind the picture, frame i of f is (i - 1) / (f - 1) in every channel, which is all that the
-    weights were ever shown there.
+    weights were ever shown there. In a loop they count how far the picture is in either direction.
     """
     if frames == 1:
         return picture.unsqueeze(2)
-    count = torch.arange(1, frames, device=picture.device, dtype=picture.dtype) / (frames - 1)
+    count = torch.arange(1, frames, device=picture.device, dtype=picture.dtype)
+    if loop:
+        count = torch.minimum(count, frames - count)
+    count = count / (frames - 1)
     planes = count.view(1, 1, -1, 1, 1).expand(*picture.shape[:2], -1, *picture.shape[2:])
     return torch.cat([picture.unsqueeze(2), planes], dim=2)
 
 
-def concatenated(net: nn.Module, encoder: TemporalEncoder, picture: Tensor, frames: int) -> Tensor:
+def concatenated(
+    net: nn.Module, encoder: TemporalEncoder, picture: Tensor, frames: int, loop: bool = False
+) -> Tensor:
     """The channels beside the noisy latents [b, 4, f, h, w].
 
     The original adds them twice, and the weights were trained so.
     """
-    video = over_time(picture, frames)
+    video = over_time(picture, frames, loop)
     return 2 * encoder(unfold(net(fold(video)), frames))

@@ -104,6 +104,7 @@ class STUNet(nn.Module):
         image: Tensor | None = None,
         fps: Tensor | None = None,
         picture: Tensor | None = None,
+        loop: bool = False,
     ) -> Tensor:
         """Predicts noise or velocity, whatever the weights were trained for.
 
@@ -115,6 +116,7 @@ class STUNet(nn.Module):
             image: image embeddings [b, 1, image_dim], for members with ``image_tokens``.
             fps: frames per second [b], for members with ``fps_embedding``.
             picture: the picture's scaled latent [b, 4, h, w], for members with ``local_image``.
+            loop: the first frame follows the last, for a video that repeats without a jump.
 
         Returns:
             [b, out_dim, f, h, w] in fp32.
@@ -128,10 +130,10 @@ class STUNet(nn.Module):
                 f"Latents of {h}×{w} don't survive this network's levels; the next size that does is "
                 "{}×{}.".format(*self.config.canvas(h, w))
             )
-        cond = Conditioning(self.embed(timesteps, fps), self.context(text, image, picture), f)
+        cond = Conditioning(self.embed(timesteps, fps), self.context(text, image, picture), f, loop)
         if self.config.local_image:
             beside = local_image.concatenated(
-                self.local_image_concat, self.local_temporal_encoder, picture, f
+                self.local_image_concat, self.local_temporal_encoder, picture, f, loop
             )
             latents = torch.cat([latents, beside], dim=1)
 
