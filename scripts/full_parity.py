@@ -247,13 +247,17 @@ for _task in TASKS:  # a video takes two processes: both models at once would ne
 
 
 def peak_memory_gb() -> float:
-    """The most memory that this process has held, without what it only maps from files; 0 if unknown."""
+    """The most memory that this process has held, mapped pages of files included; 0 where unknown."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux, ru_maxrss starts at what the parent process held
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e9
     try:
         import resource
     except ImportError:  # Windows
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e6 / 1.024)
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def child(name: str, work: Path, result: Path) -> None:
