@@ -23,20 +23,24 @@ from .plugin.registration import register
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .cascade import Cascade, animate
     from .families import FAMILIES, Family
     from .generator import VideoGenerator
     from .options import Options
 
 _LAZY = {
+    "Cascade": ".cascade",
     "FAMILIES": ".families",
     "Family": ".families",
     "Options": ".options",
     "VideoGenerator": ".generator",
+    "animate": ".cascade",
 }
 
 __all__ = [
     "FAMILIES",
     "Cancelled",
+    "Cascade",
     "CheckpointError",
     "Family",
     "InputError",
@@ -47,6 +51,7 @@ __all__ = [
     "VideoError",
     "VideoGenerator",
     "__version__",
+    "animate",
     "register",
 ]
 
