@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from . import outputs
 from .checkpoints.directory import ModelDirectory
 from .checkpoints.hub import fetch
-from .checkpoints.tensors import TensorFile, read_tensors, select
+from .checkpoints.kinds import Part
+from .checkpoints.tensors import TensorFile, select
 from .devices import default_dtype, out_of_memory_told, parse_dtype, resolve_device
 from .errors import CheckpointError, InputError
 from .families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
@@ -359,15 +360,16 @@ def alike(loaded: VideoGenerator, of: ModelDirectory, model: ModelDirectory) -> 
         of: where ``loaded`` comes from.
         model: the other one.
     """
-    files = {"autoencoder": (of.autoencoder_path, model.autoencoder_path)}
+    parts: dict[str, Part] = {"autoencoder": "autoencoder"}
     if model.family.reads_text:
-        files["text_encoder"] = (of.clip_path, model.clip_path)
-    networks = {name: getattr(loaded, name) for name in files}
-    return {
-        name: network
-        for name, network in networks.items()
-        if network is not None and (_same_file(*files[name]) or holds(read_tensors(files[name][1]), network))
-    }
+        parts["text_encoder"] = "clip"
+    found = {}
+    for name, part in parts.items():
+        network = getattr(loaded, name)
+        mine, other = (getattr(directory, f"{part}_path") for directory in (of, model))
+        if network is not None and (mine.samefile(other) or holds(model.read(part), network)):
+            found[name] = network
+    return found
 
 
 def holds(file: TensorFile, network: nn.Module) -> bool:
@@ -453,7 +455,3 @@ def _as_video(video: Any) -> dict[str, Any]:
 def _told(given: Mapping[str, Any], text: str) -> dict[str, Any]:
     """An input with the call's text, unless it has its own."""
     return dict(given) if any(given.get(key) for key in ("text", "caption")) else {**given, "text": text}
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
