@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..families import FAMILIES, Family
 from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .directory import ModelDirectory
-from .kinds import Kind, identify
+from .kinds import Kind, Part, identify
 from .load import AUTOENCODER_UNUSED, CLIP_UNUSED, Differences, differences
-from .tensors import read_tensors, select
+from .tensors import TensorFile, read_tensors, select
 
 
 def _size(size: int) -> str:
@@ -26,14 +26,14 @@ def _size(size: int) -> str:
 
 @dataclass(frozen=True)
 class FileReport:
-    """What is inside one weights file."""
+    """What is inside one weights file, or a component's folder."""
 
     path: Path
     kind: str
     """In words; ``unknown`` where no network here has such keys."""
     format: str
     size: int
-    """On disk, in bytes."""
+    """On disk, in bytes; of a component's folder that of its tensors."""
     parameters: int
     """Numbers in all its tensors."""
     dtypes: dict[str, int]
@@ -71,7 +71,7 @@ class Report:
 
     path: Path
     task: str | None
-    """The directory's task; None for a file."""
+    """The name of the directory's family; None for a file."""
     files: list[FileReport]
     defaults: dict[str, Any] = field(default_factory=dict)
 
@@ -105,93 +105,109 @@ def inspect(path: str | Path) -> Report:
     path = Path(path)
     if not path.is_file():
         directory = ModelDirectory.open(path)
-        reports = [_report(part, *network) for part, network in _networks(directory).items()]
+        reports = [
+            _report(place, directory.read(part), expected)
+            for part, (place, expected) in _networks(directory).items()
+        ]
         return Report(path, directory.family.name, reports, directory.defaults)
     try:
-        network = _networks(ModelDirectory.open(path.parent)).get(path)
+        networks = dict(_networks(ModelDirectory.open(path.parent)).values())
     except CheckpointError:  # it stands somewhere else
-        network = None
-    return Report(path, None, [_report(path, *(network or (None, None, ())))])
+        networks = {}
+    return Report(path, None, [_report(path, read_tensors(path), networks.get(path))])
 
 
-def _networks(directory: ModelDirectory) -> dict[Path, tuple[str, nn.Module, tuple[str, ...]]]:
-    """By file: what its network is called, the network, and what the file may hold besides."""
+class Expected(NamedTuple):
+    """A network that a file is compared with."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    """On the ``meta`` device."""
+    unused: tuple[str, ...] = ()
+    """What the file may hold besides."""
+
+
+def _networks(directory: ModelDirectory) -> dict[Part, tuple[Path, Expected]]:
+    """Where a model's three networks are, and what the configuration says of them."""
     name = "what the configuration describes"
     return {
-        directory.unet_path: (name, _build_unet(directory.unet), ()),
-        directory.clip_path: (name, *_build_clip(directory.clip, directory.family)),
-        directory.autoencoder_path: (name, _build_autoencoder(directory.autoencoder), AUTOENCODER_UNUSED),
+        "unet": (directory.unet_path, Expected(name, _unet(directory.unet))),
+        "clip": (directory.clip_path, Expected(name, *_clip(directory.clip, directory.family))),
+        "autoencoder": (
+            directory.autoencoder_path,
+            Expected(name, _autoencoder(directory.autoencoder), AUTOENCODER_UNUSED),
+        ),
     }
 
 
-def _report(
-    path: Path, compared_with: str | None, module: nn.Module | None, unused: tuple[str, ...]
-) -> FileReport:
-    file = read_tensors(path)
+def _report(path: Path, file: TensorFile, expected: Expected | None) -> FileReport:
     kind = identify(file.tensors)
-    if module is None:
-        compared_with, module, unused = _hub_network(kind)
+    expected = expected or _hub_network(kind)
     dtypes: dict[str, int] = {}
     for tensor in file.tensors.values():
         name = str(tensor.dtype).removeprefix("torch.")
         dtypes[name] = dtypes.get(name, 0) + 1
-    expected: Mapping[str, Tensor] = module.state_dict() if module is not None else {}
-    given = select(file.tensors, expected)
+    wanted: Mapping[str, Tensor] = expected.tensors if expected else {}
+    given = select(file.tensors, wanted)
+    held = sum(tensor.nbytes for tensor in file.tensors.values())
     return FileReport(
         path=path,
         kind=kind.name if kind else "unknown",
         format=file.format,
-        size=path.stat().st_size,
+        size=path.stat().st_size if path.is_file() else held,
         parameters=_numbers(file.tensors),
         dtypes=dtypes,
         step=file.step,
-        compared_with=compared_with,
-        differences=differences(expected, given, unused) if module is not None else None,
-        used=_numbers(expected),
+        compared_with=expected.name if expected else None,
+        differences=differences(wanted, given, expected.unused) if expected else None,
+        used=_numbers(wanted),
     )
 
 
-def _hub_network(kind: Kind | None) -> tuple[str | None, nn.Module | None, tuple[str, ...]]:
-    """The full-size network of a kind, what it is called, and what its files may hold besides."""
+def _hub_network(kind: Kind | None) -> Expected | None:
+    """The full-size network of a kind."""
     part = kind.part if kind else None
     if part == "unet" and kind is not None and kind.families:
-        return f"the hub's {kind.families[0]} U-Net", _build_unet(FAMILIES[kind.families[0]].unet), ()
+        return Expected(f"the hub's {kind.families[0]} U-Net", _unet(FAMILIES[kind.families[0]].unet))
     if part == "autoencoder":
-        return "Stable Diffusion's autoencoder", _build_autoencoder(AutoencoderConfig()), AUTOENCODER_UNUSED
+        return Expected(
+            "Stable Diffusion's autoencoder", _autoencoder(AutoencoderConfig()), AUTOENCODER_UNUSED
+        )
     if part == "clip":
         config = CLIPConfig()
         with torch.device("meta"):
             from ..conditioning.clip import build
 
-            return f"OpenCLIP {config.architecture}", build(config), CLIP_UNUSED
-    return None, None, ()
+            return Expected(f"OpenCLIP {config.architecture}", build(config).state_dict(), CLIP_UNUSED)
+    return None
 
 
 # The networks are imported where they are needed: reading a file needs none of them, nor open_clip.
 
 
-def _build_unet(config: STUNetConfig) -> nn.Module:
+def _unet(config: STUNetConfig) -> Mapping[str, Tensor]:
     from ..networks.stunet import STUNet
 
     with torch.device("meta"):
-        return STUNet(config)
+        return STUNet(config).state_dict()
 
 
-def _build_autoencoder(config: AutoencoderConfig) -> nn.Module:
+def _autoencoder(config: AutoencoderConfig) -> Mapping[str, Tensor]:
     from ..networks.autoencoder import AutoencoderKL
 
     with torch.device("meta"):
-        return AutoencoderKL(config)
+        return AutoencoderKL(config).state_dict()
 
 
-def _build_clip(config: CLIPConfig, family: Family) -> tuple[nn.Module, tuple[str, ...]]:
-    from ..conditioning.clip import ImageEncoder, TextEncoder, build
+def _clip(config: CLIPConfig, family: Family) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """The towers that a family reads, and what else a file of CLIP holds."""
+    from ..conditioning.clip import ImageEncoder, TextEncoder
 
     with torch.device("meta"):
-        if family.reads_image and family.reads_text:
-            return build(config), CLIP_UNUSED
-        module = ImageEncoder(config) if family.reads_image else TextEncoder(config)
-    return module, (*CLIP_UNUSED, *module.unused)
+        towers = [TextEncoder(config)] if family.reads_text else []
+        towers += [ImageEncoder(config)] if family.reads_image else []
+    tensors = {key: tensor for tower in towers for key, tensor in tower.state_dict().items()}
+    return tensors, (*CLIP_UNUSED, *(key for tower in towers for key in tower.unused))
 
 
 def _numbers(tensors: Mapping[str, Tensor]) -> int:

@@ -11,6 +11,7 @@ not imported for the sake of it. Everything that differs between versions of Mod
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -144,7 +145,7 @@ def _take_places(builder: ModuleType) -> None:
 
 
 def _directories(module: ModuleType) -> None:
-    """Lets ``pipeline`` take local directories that ModelScope, without a configuration.json, does not.
+    """Lets ``pipeline`` take local directories that do not tell ModelScope which pipeline is theirs.
 
     The functions are replaced where they are called, so that whoever has imported ``pipeline`` before
     has this too. Everything else goes on to ModelScope's own.
@@ -154,13 +155,14 @@ def _directories(module: ModuleType) -> None:
     read = module.read_config
 
     def read_config(model_id_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        bare = _is_bare(model_id_or_path)
-        config = None if bare else read(model_id_or_path, *args, **kwargs)
-        if config is None or not config.safe_get("pipeline.type"):
-            if (family := _recognised(model_id_or_path)) is None:
-                return read(model_id_or_path, *args, **kwargs) if bare else config
-            config = config or import_module("modelscope.utils.config").Config({"task": family.task})
-            config.merge_from_dict({"pipeline.type": family.pipeline_type})
+        family = _recognised(model_id_or_path) if _names_no_pipeline(model_id_or_path) else None
+        if family is None:
+            return read(model_id_or_path, *args, **kwargs)
+        if os.path.isfile(os.path.join(model_id_or_path, _CONFIGURATION)):
+            config = read(model_id_or_path, *args, **kwargs)
+        else:
+            config = import_module("modelscope.utils.config").Config({"task": family.task})
+        config.merge_from_dict({"pipeline.type": family.pipeline_type})
         return config
 
     module.read_config = read_config
@@ -178,9 +180,17 @@ def _directories(module: ModuleType) -> None:
     module.is_official_hub_path = is_official_hub_path
 
 
-def _is_bare(path: str) -> bool:
-    """Whether it is a local directory without a configuration.json."""
-    return os.path.isdir(path) and not os.path.isfile(os.path.join(path, _CONFIGURATION))
+def _names_no_pipeline(path: str) -> bool:
+    """Whether it is a local directory whose configuration.json is missing, or leaves that open."""
+    if not os.path.isdir(path):
+        return False
+    try:
+        with open(os.path.join(path, _CONFIGURATION), encoding="utf-8-sig") as file:
+            return not json.load(file)["pipeline"]["type"]
+    except (FileNotFoundError, KeyError, TypeError):
+        return True
+    except (OSError, ValueError):
+        return False  # ModelScope says what is wrong with it
 
 
 def _recognised(path: str, task: str | None = None) -> Family | None:
@@ -198,7 +208,7 @@ def _recognised(path: str, task: str | None = None) -> Family | None:
     try:
         family = ModelDirectory.open(path).family
     except CheckpointError:
-        if wanted and _is_bare(path):
+        if wanted and _names_no_pipeline(path):
             raise
         return None  # ModelScope's, or another plugin's
     if wanted not in (None, family.task):

@@ -43,7 +43,7 @@ def make_model(directory: Path, task: str) -> ModelDirectory:
     return model
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FAMILIES)
 def test_a_directory(tmp_path: Path, task: str) -> None:
     model = make_model(tmp_path, task)
     report = inspect(tmp_path)
@@ -65,7 +65,7 @@ def test_a_directory(tmp_path: Path, task: str) -> None:
     assert "step 789,000" in text and "all there, nothing else" in text and "All weights together" in text
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FAMILIES)
 def test_what_inspect_approves_loads(tmp_path: Path, task: str) -> None:
     model = make_model(tmp_path, task)
     tower = ImageEncoder if model.family.reads_image else TextEncoder

@@ -285,6 +285,9 @@ def test_a_directory_without_a_configuration(copied, monkeypatch, given):
 def test_a_directory_that_is_not_for_the_task_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="is no model directory"):
         pipeline(IMAGE_TO_VIDEO.task, model=str(tmp_path))
+    (tmp_path / "configuration.json").write_text('{"task": "image-to-video"}')
+    with pytest.raises(CheckpointError, match="ckpt_unet is missing"):
+        pipeline(IMAGE_TO_VIDEO.task, model=str(tmp_path))
     with pytest.raises(CheckpointError, match="video-to-video model; image-to-video was asked"):
         pipeline(IMAGE_TO_VIDEO.task, model=directory(VIDEO_TO_VIDEO))
 
