@@ -16,6 +16,7 @@ import torch
 from checkpoints_factory import SMALL_CLIP, configs, random_state
 from diffusers import DDIMScheduler, I2VGenXLPipeline, I2VGenXLUNet
 from oracle.compare import frame_difference, relative_rms
+from oracle.i2vgen import build, in_diffusers, planes, run
 from torch import Tensor, nn
 
 from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder
@@ -31,98 +32,6 @@ from modelscope_i2v.sampling.schedules import cosine, zero_terminal_snr
 
 TOKENS = 7
 LIMIT = 1e-5
-
-RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-WHOLE = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "context_embedding": "context_embedding",
-    "fps_embedding": "fps_embedding",
-    "local_image_concat": "image_latents_proj_in",
-    "local_temporal_encoder.layers.0.0.norm": "image_latents_temporal_encoder.norm1",
-    "local_temporal_encoder.layers.0.0.fn.to_out": "image_latents_temporal_encoder.attn1.to_out",
-    "local_temporal_encoder.layers.0.1.net.0.0": "image_latents_temporal_encoder.ff.net.0.proj",
-    "local_temporal_encoder.layers.0.1.net.2": "image_latents_temporal_encoder.ff.net.2",
-    "local_image_embedding": "image_latents_context_embedding",
-    "input_blocks.0.0": "conv_in",
-    "input_blocks.0.1": "transformer_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-QKV = "local_temporal_encoder.layers.0.0.fn.to_qkv.weight"
-
-
-def prefixes(config: STUNetConfig) -> dict[str, str]:
-    """Where each module of ours stands in diffusers' network; worked out apart from the package's tables."""
-    names = dict(WHOLE)
-
-    def residual(ours: str, theirs: str, index: int) -> None:
-        names.update({f"{ours}.{a}": f"{theirs}.resnets.{index}.{b}" for a, b in RESNET.items()})
-        names[f"{ours}.temopral_conv"] = f"{theirs}.temp_convs.{index}"
-
-    def attentions(ours: str, theirs: str, index: int, first: int = 1) -> None:
-        names[f"{ours}.{first}"] = f"{theirs}.attentions.{index}"
-        names[f"{ours}.{first + 1}"] = f"{theirs}.temp_attentions.{index}"
-
-    levels, n = len(config.dim_mult), config.res_blocks
-    for level in range(levels):
-        attends = 0.5**level in config.attn_scales
-        for index in range(n):
-            ours, theirs = f"input_blocks.{1 + level * (n + 1) + index}", f"down_blocks.{level}"
-            residual(f"{ours}.0", theirs, index)
-            if attends:
-                attentions(ours, theirs, index)
-        if level < levels - 1:
-            op = f"input_blocks.{(level + 1) * (n + 1)}.op"
-            names[op] = f"down_blocks.{level}.downsamplers.0.conv"
-        up = levels - 1 - level
-        for index in range(n + 1):
-            ours, theirs = f"output_blocks.{up * (n + 1) + index}", f"up_blocks.{up}"
-            residual(f"{ours}.0", theirs, index)
-            if attends:
-                attentions(ours, theirs, index)
-            if level > 0 and index == n:
-                names[f"{ours}.{3 if attends else 1}.conv"] = f"{theirs}.upsamplers.0.conv"
-    residual("middle_block.0", "mid_block", 0)
-    attentions("middle_block", "mid_block", 0)
-    residual("middle_block.3", "mid_block", 1)
-    return names
-
-
-def in_diffusers(config: STUNetConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of ours by diffusers' keys, the picture's channels of the first convolution doubled."""
-    names = prefixes(config)
-    converted: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        if key == QKV:
-            for name, part in zip("qkv", tensor.chunk(3)):
-                converted[f"image_latents_temporal_encoder.attn1.to_{name}.weight"] = part
-            continue
-        prefix = max((p for p in names if key.startswith(p + ".")), key=len)
-        converted[names[prefix] + key[len(prefix) :]] = tensor.squeeze(-1) if tensor.ndim == 3 else tensor
-    first = converted["conv_in.weight"] = converted["conv_in.weight"].clone()
-    first[:, 4:] *= 2
-    return converted
-
-
-def build(config: STUNetConfig) -> I2VGenXLUNet:
-    """diffusers' network of that size."""
-    attends = [0.5**level in config.attn_scales for level in range(len(config.dim_mult))]
-    return I2VGenXLUNet(
-        block_out_channels=tuple(config.dim * multiple for multiple in config.dim_mult),
-        down_block_types=tuple("CrossAttnDownBlock3D" if a else "DownBlock3D" for a in attends),
-        up_block_types=tuple("CrossAttnUpBlock3D" if a else "UpBlock3D" for a in reversed(attends)),
-        layers_per_block=config.res_blocks,
-        cross_attention_dim=config.context_dim,
-        attention_head_dim=config.head_dim,
-    ).eval()
 
 
 def small() -> STUNetConfig:
@@ -165,24 +74,9 @@ def inputs(config: STUNetConfig, batch: int, frames: int, height: int, width: in
     }
 
 
-def planes(picture: Tensor, frames: int) -> Tensor:
-    """The picture's latent as diffusers takes it: frame 1 is the picture, the others count up to 1."""
-    video = picture.unsqueeze(2).repeat(1, 1, frames, 1, 1)
-    for index in range(1, frames):
-        video[:, :, index] = index / (frames - 1)
-    return video
-
-
 def run_theirs(network: nn.Module, given: dict) -> Tensor:
     with torch.no_grad():
-        return network(
-            given["latents"],
-            given["timesteps"],
-            fps=given["fps"],
-            image_latents=planes(given["picture"], given["latents"].shape[2]),
-            image_embeddings=given["image"],
-            encoder_hidden_states=given["text"],
-        ).sample
+        return run(network, given)
 
 
 def run_ours(network: nn.Module, given: dict) -> Tensor:
@@ -246,9 +140,7 @@ def test_channels_added_once_are_another_network():
     """The doubling matters: without it the two are far apart."""
     ours, _ = both("shallow")
     theirs = build(ours.config).requires_grad_(False)
-    state = in_diffusers(ours.config, ours.state_dict())
-    state["conv_in.weight"][:, 4:] /= 2
-    theirs.load_state_dict(state)
+    theirs.load_state_dict(in_diffusers(ours.config, ours.state_dict(), doubled=False))
     given = inputs(ours.config, 1, 3, 16, 16)
     assert relative_rms(run_ours(ours, given), run_theirs(theirs, given)) > 0.01
 
