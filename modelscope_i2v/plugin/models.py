@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from modelscope.models.base.base_model import Model
@@ -33,13 +33,15 @@ class VideoModel(Model):
             all, ``gpu`` and ``cuda`` mean that too, as everywhere in ModelScope.
         dtype, torch_dtype: ``fp32``, ``fp16``, ``bf16`` or PyTorch's own; None: what suits the device.
         attention, progress: see :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+        generator: one of this directory that is there already.
         kwargs: the rest of the configuration's ``model`` section, which the directory's own reader reads.
 
     Attributes:
         generator: makes the videos.
     """
 
-    family: ClassVar[Family]
+    family: Family
+    """What it was trained with; of the class: what its model type stands for."""
 
     def __init__(
         self,
@@ -50,19 +52,21 @@ class VideoModel(Model):
         torch_dtype: str | torch.dtype | None = None,
         attention: str = "sdpa",
         progress: bool | None = None,
+        generator: VideoGenerator | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(str(model_dir), trust_remote_code=kwargs.get("trust_remote_code", False))
-        # Where the configuration does not say so, ModelScope asks the model which pipeline is its.
-        self.pipeline = {"type": self.family.pipeline_type}
-        self.generator = VideoGenerator.from_directory(
+        self.generator = generator or VideoGenerator.from_directory(
             model_dir,
             task=self.family.task,
-            device=_present(device),
+            device=present(device),
             dtype=torch_dtype if dtype is None else dtype,
             attention=attention,
             progress=progress,
         )
+        self.family = self.generator.family
+        # Where the configuration does not say so, ModelScope asks the model which pipeline is its.
+        self.pipeline = {"type": self.family.pipeline_type}
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +87,7 @@ class VideoModel(Model):
         return MadeVideo(job, self.generator.finish(job, latents))
 
 
-def _present(device: str | torch.device | None) -> str | torch.device | None:
+def present(device: str | torch.device | None) -> str | torch.device | None:
     """ModelScope's ``gpu`` and ``cuda:0`` are wishes: without CUDA they mean the best there is."""
     wish = str(device).lower().partition(":")[0] in ("gpu", "cuda")
     return None if wish and not torch.cuda.is_available() else device

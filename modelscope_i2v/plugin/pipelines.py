@@ -15,24 +15,30 @@ from modelscope.pipelines.builder import PIPELINES
 from modelscope.preprocessors.builder import build_preprocessor
 from modelscope.utils.constant import DEFAULT_MODEL_REVISION, Frameworks, Invoke
 
+from ..cascade import Cascade
 from ..checkpoints.directory import ModelDirectory
 from ..errors import InputError
 from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..generator import VideoGenerator
 from ..outputs import check_paths, deliver
-from .models import MadeVideo, VideoModel
+from .models import MadeVideo, VideoModel, present
 from .preprocessors import VideoPreprocessor
 from .registration import FIELD, claim, preprocessor_type
 
 _LOADING = ("dtype", "torch_dtype", "attention", "progress")
 """Keywords of the constructor that are the model's."""
 
+FIRST_VIDEO = "first_video"
+"""Where a cascade's result has the first stage's video."""
+
 
 class VideoPipeline(Pipeline):
     """Makes videos: ``pipe(input, output_video=path, **options)``.
 
     Args:
-        model: a checkpoint directory, an id on the hub, or what ``Model.from_pretrained`` returned.
+        model: a checkpoint directory, an id on the hub, or what ``Model.from_pretrained`` returned. A list
+            of two, for image-to-video and for video-to-video, is a cascade: the second makes the first
+            one's video larger (:class:`modelscope_i2v.cascade.Cascade`).
         preprocessor: takes the place of the task's own.
         device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; without a GPU, ``gpu`` means the CPU.
         kwargs: ``dtype`` (or ``torch_dtype``), ``attention`` and ``progress`` are the model's
@@ -57,7 +63,16 @@ class VideoPipeline(Pipeline):
             raise InputError("device_map is not known to these models; device says where one runs.")
         loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
         kwargs.pop("auto_collate", None)
-        model = self._load(model, str(device or "gpu"), kwargs.get("trust_remote_code", False), loading)
+        models = list(model) if isinstance(model, (list, tuple)) else [model]
+        self.cascade: Cascade | None = None
+        if len(models) == 2:
+            models = self._load_both(models, device, loading)
+        elif len(models) == 1:
+            trusted = kwargs.get("trust_remote_code", False)
+            models = [self._load(models[0], str(device or "gpu"), trusted, loading)]
+        else:
+            raise InputError(f"model lists {len(models)} models; it takes one, or the two of a cascade.")
+        model = models[0]
         self.family = model.generator.family
         if preprocessor is None:
             kind = {"type": preprocessor_type(self.family), "model_dir": model.model_dir}
@@ -66,12 +81,11 @@ class VideoPipeline(Pipeline):
         place = model.generator.device
         name = str(place) if place.type == "cuda" else "cpu"
         super().__init__(model=model, preprocessor=preprocessor, device=name, auto_collate=False, **kwargs)
+        self.models = models
         self.device = place
         self._model_prepare = True  # the networks are where they belong
 
     def _load(self, model: Any, device: str, trusted: bool, loading: Mapping[str, Any]) -> Any:
-        if isinstance(model, (list, tuple)) and len(model) == 1:
-            (model,) = model
         if isinstance(model, str):
             if trusted:
                 loading = {**loading, "trust_remote_code": True}
@@ -89,14 +103,23 @@ class VideoPipeline(Pipeline):
                 invoked_by=Invoke.PIPELINE,
                 **loading,
             )
-        if not isinstance(getattr(model, "generator", None), VideoGenerator):
-            raise InputError(
-                f"model is a {type(model).__name__}; it must be a checkpoint directory, an id on the hub, or "
-                f"a {VideoModel.__name__} (what Model.from_pretrained returns)."
-            )
-        if model.generator.family.task != self.family.task:
-            raise InputError(f"model is for {model.generator.family.task}, not for {self.family.task}.")
+        generator = _generator(model)
+        if generator.family.task != self.family.task:
+            raise InputError(f"model is for {generator.family.task}, not for {self.family.task}.")
         return model
+
+    def _load_both(self, models: list[Any], device: Any, loading: Mapping[str, Any]) -> list[VideoModel]:
+        """Loads a cascade, or makes one of two models."""
+        if all(isinstance(model, str) for model in models):
+            directories = [builder.normalize_model_input(model, DEFAULT_MODEL_REVISION) for model in models]
+            loading = dict(loading)
+            kind = loading.pop("torch_dtype", None)
+            loading.setdefault("dtype", kind)
+            self.cascade = Cascade.load(directories, present(device), **loading)
+            stages = zip(directories, (self.cascade.first, self.cascade.second))
+            return [VideoModel(directory, generator=stage) for directory, stage in stages]
+        self.cascade = Cascade(*map(_generator, models))
+        return models
 
     def _get_framework(self) -> str:
         return Frameworks.torch  # ModelScope would read it from a configuration.json that may not be there
@@ -112,11 +135,13 @@ class VideoPipeline(Pipeline):
         Args:
             input: what the task takes, bare or a dict with options beside it.
             output_video: a path; for a list of inputs a list of paths, or one that gets numbered.
-            options: see :class:`modelscope_i2v.options.Options`.
+            options: see :class:`modelscope_i2v.options.Options`; of a cascade, see
+                :func:`modelscope_i2v.cascade.animate`.
 
         Returns:
             ``{"output_video": …}`` with the path, or the file's bytes where no path was given, or what
-            ``output_type`` says; a list of those for a list.
+            ``output_type`` says; a list of those for a list. A cascade's ``keep_first=True`` adds
+            ``"first_video"``, the first stage's.
 
         Raises:
             InputError, OutputError: before any video is made, where that can be known.
@@ -125,7 +150,9 @@ class VideoPipeline(Pipeline):
         if isinstance(input, MsDataset):
             return self._one_by_one(input, output_video, options)
         inputs = input if isinstance(input, list) else [input]
-        if self._has_steps_of_its_own():
+        if self.cascade is not None:
+            made = self._both_stages(inputs, output_video, options)
+        elif self._has_steps_of_its_own():
             paths = check_paths(output_video, ["mp4"] * len(inputs))
             run = super().__call__
             options.pop("batch_size", None)
@@ -134,6 +161,18 @@ class VideoPipeline(Pipeline):
             videos = self.generator(inputs, output_video, **options)
             made = [{OutputKeys.OUTPUT_VIDEO: video} for video in videos]
         return made if isinstance(input, list) else made[0]
+
+    def _both_stages(self, inputs: list[Any], output_video: Any, options: dict[str, Any]) -> list[Any]:
+        said = {key: options.pop(key) for key in ("text", "caption") if key in options}
+        given = [{**said, **(one if isinstance(one, Mapping) else {"image": one})} for one in inputs]
+        videos = self.cascade(given, output_video, **options)
+        if not options.get("keep_first"):
+            return [{OutputKeys.OUTPUT_VIDEO: video} for video in videos]
+        made = []
+        for pairs in videos:
+            large, small = map(list, zip(*pairs)) if isinstance(pairs, list) else pairs
+            made.append({OutputKeys.OUTPUT_VIDEO: large, FIRST_VIDEO: small})
+        return made
 
     def _one_by_one(self, inputs: Any, output_video: Any, options: dict[str, Any]) -> Iterator[Any]:
         if output_video is not None:
@@ -171,6 +210,17 @@ class VideoPipeline(Pipeline):
             for video, path in zip(videos, paths)
         ]
         return {OutputKeys.OUTPUT_VIDEO: made if len(made) > 1 else made[0]}
+
+
+def _generator(model: Any) -> VideoGenerator:
+    """What makes a model's videos. Raises InputError for a model of another sort."""
+    generator = getattr(model, "generator", None)
+    if not isinstance(generator, VideoGenerator):
+        raise InputError(
+            f"model is a {type(model).__name__}; it must be a checkpoint directory, an id on the hub, or "
+            f"a {VideoModel.__name__} (what Model.from_pretrained returns)."
+        )
+    return generator
 
 
 @claim(PIPELINES, IMAGE_TO_VIDEO.task, IMAGE_TO_VIDEO.pipeline_type)

@@ -212,7 +212,10 @@ def _recognised(path: str, task: str | None = None) -> Family | None:
             raise
         return None  # ModelScope's, or another plugin's
     if wanted not in (None, family.task):
-        ModelDirectory.open(path, wanted)  # says what it is
+        raise CheckpointError(
+            f"{path} is a {family.name} model; {task} was asked. Of several models, the one for that "
+            "comes first."
+        )
     return family
 
 

@@ -17,7 +17,7 @@ from modelscope_i2v.checkpoints.load import load_module
 from modelscope_i2v.checkpoints.tensors import read_tensors
 from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder, build
 from modelscope_i2v.errors import CheckpointError
-from modelscope_i2v.families import FAMILIES, TASKS
+from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.stunet import STUNet
 
