@@ -13,16 +13,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.hub import fetch
 from ..errors import CheckpointError, OutputError
 from ..families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..options import FIELDS, options_of
-from .parser import PROGRAM, UsageError, add_machine, add_options, flag, given_options, note, say
+from .parser import (
+    PROGRAM,
+    UsageError,
+    add_machine,
+    add_options,
+    flag,
+    given_options,
+    note,
+    options_of_any,
+    say,
+)
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LONGEST_NAME = 60
 """Letters of a name that is made from a text or a URL."""
 
-_OUTPUT = (
+OUTPUT = (
     "file to write: .mp4, .mov, .mkv, .webm, .gif, .webp, or a name without an ending for a folder of PNGs "
     "(default: a new .mp4 in this folder, named after the input)"
 )
@@ -69,9 +79,11 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_rest(parser: argparse.ArgumentParser, family: Family) -> None:
-    parser.add_argument("-o", "--output", metavar="PATH", help=_OUTPUT)
-    add_machine(parser, family.hub_ids[0])
-    add_options(parser, _alike(family))
+    parser.add_argument("-o", "--output", metavar="PATH", help=OUTPUT)
+    add_machine(parser, {"model": family.hub_ids[0]})
+    group = parser.add_argument_group("how the video is made", "Defaults are those of the hub's models.")
+    families = _alike(family)
+    add_options(group, families, options_of_any(families))
 
 
 def _alike(family: Family) -> list[Family]:
@@ -83,19 +95,21 @@ def _alike(family: Family) -> list[Family]:
 def _run(family: Family, args: argparse.Namespace) -> int:
     """Checks all that can be checked before a model loads, then makes the videos."""
     families = _alike(family)
-    options = given_options(args, families)
+    options = given_options(args, options_of_any(families))
+    if args.no_progress:
+        options["progress"] = False
     for known in families:
         if args.model in known.hub_ids:
             _check_taken(known, args, options)  # rather than after a download
-    given = _read_input(family, args, options)
-    output = _output(family, args, options.get("num_videos", 1))
+    given = read_input(family, args, options)
+    output = free_output(family, args, options.get("num_videos", 1))
     seed = options.setdefault("seed", secrets.randbelow(2**32))
 
     from ..checkpoints.directory import ModelDirectory
     from ..devices import resolve_device
 
     device = resolve_device(args.device)
-    directory = find_model(args.model, family)
+    directory = find_model(args.model)
     # ModelScope's own errors speak of registries.
     _check_taken(ModelDirectory.open(directory, family.task).family, args, options)
     start = time.monotonic()
@@ -133,8 +147,8 @@ def _takes(family: Family, name: str) -> bool:
     return family.reads_text if name == "text" else name in options_of(family)
 
 
-def load_pipeline(family: Family, directory: Path, **settings: Any) -> Any:
-    """ModelScope's pipeline of a model directory, as anybody would build it."""
+def load_pipeline(family: Family, *directories: Path, **settings: Any) -> Any:
+    """ModelScope's pipeline of a model directory, or of a cascade's two, as anybody would build it."""
     import modelscope_i2v
 
     try:
@@ -144,35 +158,18 @@ def load_pipeline(family: Family, directory: Path, **settings: Any) -> Any:
             f"ModelScope cannot be imported ({error}); `{PROGRAM} doctor` tells what is missing."
         ) from error
     modelscope_i2v.register()
-    return pipeline(family.task, model=str(directory), **settings)
+    models = [str(directory) for directory in directories]
+    return pipeline(family.task, model=models if len(models) > 1 else models[0], **settings)
 
 
-def find_model(model: str, family: Family) -> Path:
-    """A model directory by its path, or downloaded by its id on the hub.
-
-    Raises:
-        CheckpointError: there is no such directory, and no such model on the hub.
-    """
-    if os.path.exists(model):  # unlike pathlib's, it takes a name that is too long for one that is not there
-        return Path(model)
-    if not _HUB_ID.fullmatch(model):
-        raise CheckpointError(
-            f"There is no model directory {model!r}; --model takes a directory, or an id on the ModelScope "
-            f"hub such as {family.hub_ids[0]}."
-        )
-    note(f"fetching {model} from the ModelScope hub (several GB the first time)")
-    try:
-        from modelscope.hub.snapshot_download import snapshot_download
-
-        return Path(snapshot_download(model))
-    except Exception as error:  # of the network, of the hub, of the disk: all without a common class
-        raise CheckpointError(
-            f"There is no model directory {model!r} here, and it could not be fetched from the ModelScope "
-            f"hub: {type(error).__name__}: {error}"
-        ) from error
+def find_model(model: str) -> Path:
+    """A model directory by its path, or downloaded by its id on the hub. Raises CheckpointError."""
+    if not os.path.exists(model) and model.count("/") == 1:
+        note(f"fetching {model} from the ModelScope hub (several GB the first time)")
+    return fetch(model)
 
 
-def _read_input(family: Family, args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+def read_input(family: Family, args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """The pipeline's input, found to be readable."""
     limit = options.get("max_pixels", FIELDS["max_pixels"].default)
     if family.takes_video:
@@ -189,7 +186,7 @@ def _read_input(family: Family, args: argparse.Namespace, options: dict[str, Any
     return {"text": args.input}
 
 
-def _output(family: Family, args: argparse.Namespace, count: int) -> Path:
+def free_output(family: Family, args: argparse.Namespace, count: int) -> Path:
     """Where the video goes, found to be writable."""
     from ..media.write import check_output
 

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..families import Family
@@ -77,23 +77,24 @@ def common() -> argparse.ArgumentParser:
     return parent
 
 
-def add_options(parser: argparse.ArgumentParser, families: Sequence[Family]) -> None:
-    """A flag for each option of any of the families that the command line can give."""
-    group = parser.add_argument_group("how the video is made", "Defaults are those of the hub's models.")
-    for name in options_of_any(families):
+def add_options(
+    group: argparse._ArgumentGroup, families: Sequence[Family], names: Sequence[str], prefix: str = ""
+) -> None:
+    """A flag for each of some options that the command line can give; ``prefix`` goes before their names."""
+    for name in names:
         meta = FIELDS[name].metadata
         if not meta.get("cli", True):
             continue
         kind, text = _kind(name), _help(families, name)
         # Not given is None: the table, which also asks the checkpoint, fills it in.
-        settings: dict[str, Any] = {"dest": name, "default": None, "help": text}
+        settings: dict[str, Any] = {"dest": prefix + name, "default": None, "help": text}
         if kind == "bool":
             settings["action"] = "store_true"
         else:
             choices = meta.get("choices")
             settings["type"] = _checked(name, kind)
             settings["metavar"] = "{" + ",".join(choices) + "}" if choices else _METAVARS[kind]
-        group.add_argument(flag(name), **settings)
+        group.add_argument(flag(prefix + name), **settings)
 
 
 def flag(name: str) -> str:
@@ -107,15 +108,17 @@ def options_of_any(families: Sequence[Family]) -> list[str]:
     return [name for name in FIELDS if name in known]
 
 
-def add_machine(parser: argparse.ArgumentParser, model: str) -> None:
-    """Which model, and where and how it runs."""
+def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> None:
+    """Which models (a flag's name, and its default), and where and how they run."""
     group = parser.add_argument_group("model and machine")
-    group.add_argument(
-        "--model",
-        default=model,
-        metavar="DIR_OR_ID",
-        help="a model directory, or an id on the ModelScope hub, which is downloaded (default: %(default)s)",
-    )
+    for name, model in models.items():
+        group.add_argument(
+            f"--{name}",
+            default=model,
+            metavar="DIR_OR_ID",
+            help="a model directory, or an id on the ModelScope hub, which is downloaded "
+            "(default: %(default)s)",
+        )
     group.add_argument(
         "--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best there is)"
     )
@@ -130,13 +133,10 @@ def add_machine(parser: argparse.ArgumentParser, model: str) -> None:
     group.add_argument("--no-progress", action="store_true", help="show no progress bars")
 
 
-def given_options(args: argparse.Namespace, families: Sequence[Family]) -> dict[str, Any]:
-    """The options that stood on the command line, by their names in Python."""
-    values = {name: getattr(args, name, None) for name in options_of_any(families)}
-    given = {name: value for name, value in values.items() if value is not None}
-    if args.no_progress:
-        given["progress"] = False
-    return given
+def given_options(args: argparse.Namespace, names: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """Those of some options that stood on the command line, by their names in Python."""
+    values = {name: getattr(args, prefix + name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _kind(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import subprocess
 import sys
 import weakref
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import modelscope_i2v
 from modelscope_i2v import OutputError
 from modelscope_i2v.cli import demo, make, memory
 from modelscope_i2v.embedded import model_directory, picture
@@ -19,6 +22,11 @@ from modelscope_i2v.media.videos import read_video
 from modelscope_i2v.media.write import read_metadata, write_video
 
 SMALL = ("--num-inference-steps", 1, "--num-frames", 2, "--height", 32, "--width", 32, "--device", "cpu")
+
+
+def stages(first, second) -> tuple[object, ...]:
+    directories = map(model_directory, (first.name, second.name))
+    return tuple(itertools.chain(*zip(("--first-model", "--second-model"), directories)))
 
 
 @pytest.fixture
@@ -58,6 +66,45 @@ def test_a_picture_and_a_text_become_a_video(run, tmp_path):
     assert len(read_video("out.mp4").frames) == 2
     made = read_metadata("out.mp4")
     assert (made["text"], made["negative_prompt"], made["target_fps"]) == ("A boat sails.", "rain", 12)
+
+
+SMALL_STAGES = (
+    *("--num-frames", 2, "--num-inference-steps", 1, "--refine-num-inference-steps", 3, "--device", "cpu"),
+    *("--first-height", 64, "--first-width", 64, "--height", 80, "--width", 64),
+)
+
+
+@pytest.mark.parametrize("first", [IMAGE_TO_VIDEO, I2VGEN_XL], ids=lambda family: family.name)
+def test_animate_makes_a_large_video_and_keeps_the_small_one(run, tmp_path, first):
+    arguments = (*stages(first, VIDEO_TO_VIDEO), *SMALL_STAGES, "--seed", 5, "--text", "A boat.")
+    ended = run("animate", picture(), "-o", "out.mp4", "--keep-first", *arguments)
+    assert ended.code == 0, ended.err
+    assert ended.out == f"Wrote {tmp_path / 'out.mp4'}\nWrote {tmp_path / 'out-first.mp4'}\n".replace(
+        f"{tmp_path}{os.sep}", ""
+    )
+    assert read_video("out.mp4").frames.shape[:3] == (2, 80, 64)
+    assert read_video("out-first.mp4").frames.shape[:3] == (2, 64, 64)
+    direct = modelscope_i2v.animate(
+        str(picture()),
+        "A boat.",
+        models=(model_directory(first.name), model_directory(VIDEO_TO_VIDEO.name)),
+        **{"num_frames": 2, "num_inference_steps": 1, "height": 80, "width": 64, "seed": 5, "device": "cpu"},
+        first_options={"height": 64, "width": 64},
+        refine_options={"num_inference_steps": 3},
+    )
+    (tmp_path / "direct.mp4").write_bytes(direct)
+    np.testing.assert_array_equal(read_video("out.mp4").frames, read_video("direct.mp4").frames)
+
+
+def test_animate_continues_from_a_first_video(run, video, tmp_path):
+    ended = run(
+        *("animate", "--refine", video, "--text", "a", "--strength", 0.5, "--num-videos", 2),
+        *stages(IMAGE_TO_VIDEO, VIDEO_TO_VIDEO),
+        *("--num-frames", 2, "--height", 80, "--width", 64, "--refine-num-inference-steps", 3),
+    )
+    assert ended.code == 0, ended.err
+    assert ended.out == "Wrote in-1.mp4\nWrote in-2.mp4\n" and "makes it again" in ended.err
+    assert read_metadata("in-1.mp4")["strength"] == 0.5
 
 
 @pytest.mark.parametrize("model", [model_directory(IMAGE_TO_VIDEO.name), *IMAGE_TO_VIDEO.hub_ids])
@@ -113,6 +160,11 @@ def test_a_text_becomes_several_videos(run, tmp_path):
         (["text-to-video", "a", "--model", "."], "configuration.json"),
         (["text-to-video", "a", "--model", "note.txt"], "is a file"),
         (["text-to-video", "a", "--model", model_directory(IMAGE_TO_VIDEO.task)], "image-to-video"),
+        (["animate", "none.png"], "no file 'none.png'"),
+        (["animate", "--refine", "note.txt"], "not a video"),
+        (["animate", picture(), "-o", "none/a.mp4"], "folder 'none'"),
+        (["animate", picture(), "--first-model", "none"], "no model directory 'none'"),
+        (["animate", picture(), *stages(VIDEO_TO_VIDEO, IMAGE_TO_VIDEO)], "the other way round"),
         (["inspect", "none"], "none"),
         (["inspect", "note.txt"], "is text"),
         (["demo", "-o", "note.txt"], "'note.txt' cannot be made"),
@@ -188,13 +240,14 @@ def test_ctrl_c_while_denoising_leaves_nothing(run, monkeypatch, tmp_path):
 
 def test_the_demo_makes_a_video_of_each_family_and_a_contact_sheet_of_each(run, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "_STEPS", 1)
+    made = [*FAMILIES, "animate"]
     ended = run("demo", "-o", "new/folder")
     assert ended.code == 0, ended.err
-    assert names(tmp_path / "new/folder") == {f"{name}{end}" for name in FAMILIES for end in (".mp4", ".png")}
+    assert names(tmp_path / "new/folder") == {f"{name}{end}" for name in made for end in (".mp4", ".png")}
     lines = ended.out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:8]] == [name for name in FAMILIES for _ in range(2)]
+    assert [line.partition(":")[0] for line in lines[:10]] == [name for name in made for _ in range(2)]
     assert "random" in ended.out and ended.err == ""
-    for name in FAMILIES:
+    for name in made:
         assert len(read_video(tmp_path / f"new/folder/{name}.mp4").frames) > 1
         with Image.open(tmp_path / f"new/folder/{name}.png") as sheet:
             assert sheet.width > 300

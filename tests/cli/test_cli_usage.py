@@ -14,7 +14,7 @@ from modelscope_i2v.families import FAMILIES, TASKS
 from modelscope_i2v.options import FIELDS, options_of
 
 COMMANDS = ("image-to-video", "video-to-video", "text-to-video")
-ALL_COMMANDS = (*COMMANDS, "demo", "inspect", "doctor", "enable", "disable")
+ALL_COMMANDS = (*COMMANDS, "animate", "demo", "inspect", "doctor", "enable", "disable")
 
 
 def one_line(err: str) -> str:
@@ -60,6 +60,17 @@ def no_model(monkeypatch):
         (["text-to-video", "a", "--device", "gpux"], "cpu, cuda, cuda:1 or mps"),
         (["text-to-video", "a", "--dtype", "int8"], "fp32"),
         (["text-to-video", "a", "--attention", "flash"], "sdpa"),
+        (["animate"], "give a picture, or a video with --refine"),
+        (["animate", "cat.png", "--refine", "a.mp4"], "a picture is of no use"),
+        (["animate", "--refine", "a.mp4", "--keep-first"], "--keep-first is of no use"),
+        (["animate", "--refine", "a.mp4", "--first-width", "64"], "--first-width is of no use"),
+        (
+            ["animate", "--refine", "a.mp4", "--num-inference-steps", "4"],
+            "--num-inference-steps is of no use",
+        ),
+        (["animate", "--refine", "a.mp4", "--target-fps", "4"], "--target-fps is of no use"),
+        (["animate", "cat.png", "--refine-eta", "2"], "--refine-eta: '2' does not work"),
+        (["animate", "cat.png", "--first-height", "12"], "a multiple of 8"),
         (["demo", "--task", "video"], "invalid choice"),
         (["inspect"], "PATH"),
         (["doctor", "now"], "unexpected argument 'now'"),
@@ -111,6 +122,27 @@ def test_names_that_stand_in_for_tables_that_import_torch():
     from modelscope_i2v.networks.attention import KERNELS
 
     assert tuple(DTYPES) == parser.DTYPES and tuple(KERNELS) == parser.ATTENTION
+
+
+def test_animate_has_every_option_of_each_stage(run):
+    from modelscope_i2v import cascade
+    from modelscope_i2v.cli import animate
+
+    assert (animate.OF_RESULT, animate.OF_FIRST) == (cascade.OF_RESULT, cascade.OF_FIRST)
+    text = run("animate", "--help").out
+    for family in FAMILIES.values():
+        for name in options_of(family) if family.name != "text-to-video-synthesis" else ():
+            flag = name.replace("_", "-")
+            there = FIELDS[name].metadata.get("cli", True)
+            assert (f"  --{flag} " in text or f"  --{flag}\n" in text) == there, name
+    for flag in (
+        "--first-height",
+        "--first-width",
+        "--refine-num-inference-steps",
+        "--refine-guidance-scale",
+    ):
+        assert f"  {flag} " in text
+    assert "--first-num-inference-steps" not in text and "--refine-num-videos" not in text
 
 
 def test_help_and_bad_use_import_nothing_heavy():
