@@ -276,7 +276,7 @@ class VideoGenerator:
         video, source = self._video(job), job.source
         t = self.family.start_timestep(job.sample.options.strength)
         source.integer(t, t + 1, (1,))  # the original draws its only possible timestep
-        noise = self._given(job, source.normal(video.shape, self.device)).to(self.device)
+        noise = self._given(job, source.normal_by_frames(video.shape, self.device)).to(self.device)
         return self.schedule.alphas[t].item() * video + self.schedule.sigmas[t].item() * noise
 
     def invert(self, video: Tensor, negative: Conditions, options: Options) -> Tensor:

@@ -200,7 +200,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         height, width = x.shape[-2:]
-        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # [b·f, h·w, c]
+        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2)).float()  # [b·f, h·w, c]
         for block in self.transformer_blocks:
             tokens = block(tokens, cond.context)
         return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width))
@@ -219,7 +219,7 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         video = unfold(x, cond.frames)
         b, _, _, h, w = video.shape
-        tokens = self.proj_in(self.norm(video).permute(0, 3, 4, 2, 1).flatten(0, 2))  # [b·h·w, f, c]
+        tokens = self.proj_in(self.norm(video).permute(0, 3, 4, 2, 1).flatten(0, 2)).float()  # [b·h·w, f, c]
         for block in self.transformer_blocks:
             tokens = block(tokens)
         out = self.proj_out(tokens).unflatten(0, (b, h, w))  # [b, h, w, f, c]

@@ -30,6 +30,17 @@ class NoiseSource:
         device = original_device if self.generator is None else self.device
         return torch.randn(*shape, generator=self.generator, device=device).cpu()
 
+    def normal_by_frames(self, shape: Sequence[int], original_device: torch.device | str = "cpu") -> Tensor:
+        """As :meth:`normal`, for [c, f, h, w] that lies in memory frame by frame.
+
+        PyTorch draws other numbers for a tensor that is not contiguous, and the original asks for noise
+        like latents that it has transposed.
+        """
+        channels, frames, height, width = shape
+        device = original_device if self.generator is None else self.device
+        noise = torch.empty(frames, channels, height, width, device=device).transpose(0, 1)
+        return noise.normal_(generator=self.generator).cpu()
+
     def integer(self, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
         """Integers from ``low`` up to, not including, ``high``."""
         return torch.randint(low, high, tuple(shape), generator=self.generator, device=self.device)

@@ -59,26 +59,6 @@ def memory_efficient_attention(
     )
 
 
-class AttributeDict(dict):
-    """A dict whose items are attributes too, and whose inner dicts are of its kind."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        for key, value in dict(*args, **kwargs).items():
-            self[key] = value
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, AttributeDict(value) if type(value) is dict else value)
-
-    def __getattr__(self, key: str) -> Any:
-        try:
-            return self[key]
-        except KeyError:
-            raise AttributeError(key) from None
-
-    __setattr__ = __setitem__
-
-
 def _module(name: str, **attributes: Any) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__dict__.update(attributes)
@@ -86,22 +66,16 @@ def _module(name: str, **attributes: Any) -> types.ModuleType:
 
 
 def _fakes() -> dict[str, types.ModuleType]:
-    """Modules that stock imports, and what it uses of them on the way that is compared."""
+    """What stock imports and cannot use here: no kernel for CPUs, and a trainer for the sake of one name."""
 
     class ModelCheckpoint:
         """What Stable Diffusion's checkpoint holds beside its tensors."""
 
     ops = _module("xformers.ops", memory_efficient_attention=memory_efficient_attention)
-    checkpointing = _module("fairscale.nn.checkpoint", checkpoint_wrapper=lambda module: module)
     callback = _module("pytorch_lightning.callbacks.model_checkpoint", ModelCheckpoint=ModelCheckpoint)
     fakes = [
         _module("xformers", ops=ops),
         ops,
-        _module("fairscale"),
-        _module("fairscale.nn"),
-        checkpointing,
-        _module("rotary_embedding_torch", RotaryEmbedding=object),
-        _module("easydict", EasyDict=AttributeDict),
         _module("pytorch_lightning"),
         _module("pytorch_lightning.callbacks"),
         callback,
