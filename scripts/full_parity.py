@@ -98,6 +98,35 @@ def unet(task: str, work: Path) -> list[Row]:
     return rows
 
 
+def i2vgen_unet(work: Path) -> list[Row]:
+    """I2VGen-XL's U-Net against diffusers', whose weights for the picture are doubled."""
+    from checkpoints_factory import configs, networks, random_state
+    from oracle.i2vgen import build, in_diffusers, run
+
+    config = configs("i2vgen-xl", small=False).unet
+    network = networks(configs("i2vgen-xl", small=False))["unet"]
+    state = random_state(network)
+    ours = load_ours(network, state)
+    with torch.device("meta"):
+        theirs = build(config)
+    assign(theirs, in_diffusers(config, state))
+    generator = torch.Generator().manual_seed(SEED)
+    rows = []
+    for frames, height, width in ((4, 16, 16), (3, 24, 16)):
+        given = {
+            "latents": torch.randn(1, 4, frames, height, width, generator=generator),
+            "timesteps": torch.randint(0, 1000, (1,), generator=generator),
+            "text": torch.randn(1, 77, config.context_dim, generator=generator),
+            "image": torch.randn(1, 1, config.image_dim, generator=generator),
+            "fps": torch.tensor([16]),
+            "picture": torch.randn(1, 4, height, width, generator=generator),
+        }
+        with torch.no_grad():
+            where = f"latents {frames}×{height}×{width}"
+            rows.append(relative("U-Net of i2vgen-xl (diffusers')", where, ours(**given), run(theirs, given)))
+    return rows
+
+
 def autoencoder(work: Path) -> list[Row]:
     """Both ways, on 192×256 pixels."""
     from checkpoints_factory import configs, networks, random_state
@@ -238,6 +267,7 @@ def our_frames(task: str, work: Path) -> list[Row]:
 TASKS = ("image-to-video", "video-to-video", "text-to-video-synthesis")
 JOBS: dict[str, Callable[[Path], list[Row]]] = {
     **{f"unet:{task}": lambda work, task=task: unet(task, work) for task in TASKS},
+    "unet:i2vgen-xl": i2vgen_unet,
     "autoencoder": autoencoder,
     "clip": clip,
 }
