@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CheckpointError, VideoError
+
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
@@ -174,7 +176,12 @@ def _directories(module: ModuleType) -> None:
         task = sys._getframe(1).f_locals.get("task")  # only the model is handed on
         paths = [path] if isinstance(path, str) else list(path)
         tasks = [task] + [None] * len(paths)  # a second model is the next stage's, of another task
-        theirs = [one for one, wanted in zip(paths, tasks) if _recognised(one, wanted) is None]
+        try:
+            theirs = [one for one, wanted in zip(paths, tasks) if _recognised(one, wanted) is None]
+        except VideoError as error:
+            if len(paths) == 1:
+                raise
+            raise type(error)(f"{error} In a list of models, the one for {task} comes first.") from error
         return not theirs or known(theirs[0] if isinstance(path, str) else theirs, *args, **kwargs)
 
     module.is_official_hub_path = is_official_hub_path
@@ -200,7 +207,6 @@ def _recognised(path: str, task: str | None = None) -> Family | None:
         CheckpointError: the task is this package's, and the directory is another task's, or of no use.
     """
     from ..checkpoints.directory import ModelDirectory
-    from ..errors import CheckpointError
 
     if not os.path.isdir(path):
         return None
@@ -212,10 +218,7 @@ def _recognised(path: str, task: str | None = None) -> Family | None:
             raise
         return None  # ModelScope's, or another plugin's
     if wanted not in (None, family.task):
-        raise CheckpointError(
-            f"{path} is a {family.name} model; {task} was asked. Of several models, the one for that "
-            "comes first."
-        )
+        ModelDirectory.open(path, wanted)  # says what it is
     return family
 
 

@@ -90,7 +90,11 @@ def test_ids_on_the_hub_are_fetched(monkeypatch):
 @pytest.mark.parametrize(
     ("models", "error", "message"),
     [
-        ([SECOND, FIRST], CheckpointError, "is a video-to-video model.*the one for that comes first"),
+        (
+            [SECOND, FIRST],
+            CheckpointError,
+            "is a video-to-video model; image-to-video was asked.*the one for image-to-video comes first",
+        ),
         ([FIRST, BOTH], CheckpointError, "i2vgen-xl; the second stage"),
         ([FIRST, SECOND, SECOND], InputError, "lists 3 models"),
     ],
