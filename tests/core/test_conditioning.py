@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modelscope_i2v.conditioning.clip import CONTEXT_LENGTH, ImageEncoder, TextEncoder, build
+from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder, build
+from modelscope_i2v.conditioning.prompts import CONTEXT_LENGTH
 from modelscope_i2v.errors import CheckpointError
 from modelscope_i2v.networks.config import CLIPConfig
 
