@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import CheckpointError
 from ..families import I2VGEN_XL, LATENT_SCALE, TEXT_TO_VIDEO, Family
@@ -90,18 +90,24 @@ class DiffusersFolder:
         Raises CheckpointError for files that are missing or do not fit their configuration.
         """
         files = []
-        for layout in layouts(self, part):
+        for layout in layouts(self, part, self.doubled):
             folder = self.path / layout.component
             theirs = _weights(folder)
             files.append(replace(theirs, tensors=layout.to_hub(theirs.tensors, folder)))
         return TensorFile.joined(files[0].path, files)
 
 
-def layouts(model: Any, part: Part) -> list[Layout]:
-    """The components that hold one of the networks of a model.
+class Networks(Protocol):
+    """What says how large a model's networks are: a folder, or a model directory of any layout."""
 
-    ``model`` has ``family``, ``unet``, ``autoencoder``, ``clip`` and ``doubled``.
-    """
+    family: Family
+    unet: STUNetConfig
+    autoencoder: AutoencoderConfig
+    clip: CLIPConfig
+
+
+def layouts(model: Networks, part: Part, doubled: bool = False) -> list[Layout]:
+    """The components that hold one of a model's networks."""
     # The networks are imported where they are needed: a configuration is read without torch's modules.
     import torch
 
@@ -112,7 +118,7 @@ def layouts(model: Any, part: Part) -> list[Layout]:
     with torch.device("meta"):
         if part == "unet":
             shapes = _shapes(STUNet(model.unet))
-            return [Layout("unet", unet_names(model.unet), shapes, model.doubled)]
+            return [Layout("unet", unet_names(model.unet), shapes, doubled)]
         if part == "autoencoder":
             return [
                 Layout("vae", autoencoder_names(model.autoencoder), _shapes(AutoencoderKL(model.autoencoder)))

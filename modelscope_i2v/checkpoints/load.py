@@ -93,7 +93,7 @@ def load_module(
     given = select(named, expected)
     problems = differences(expected, given, ignore)
     if problems:
-        raise CheckpointError(_explain(problems, named, source or (file.path if file else "this file")))
+        raise CheckpointError(explain(problems, named, source or (file.path if file else "this file")))
 
     device = torch.device(device)
     module.requires_grad_(False)
@@ -131,7 +131,8 @@ def differences(
     )
 
 
-def _explain(problems: Differences, named: Mapping[str, Tensor], source: str | Path) -> str:
+def explain(problems: Differences, named: Mapping[str, Tensor], source: str | Path) -> str:
+    """A sentence on each of the ``problems`` of the tensors ``named``, which came from ``source``."""
     kind = identify(named)
     guess = f" The file looks like {kind.name}." if kind else ""
     return f"{source} does not fit the network. " + "; ".join(problems.lines()) + "." + guess

@@ -26,7 +26,7 @@ _DEPTH = 4
 """How deep such nests go at most: a dictionary may hold itself."""
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -154,7 +154,7 @@ def _read_safetensors(_: Path, mapped: MappedFile) -> tuple[dict[str, Tensor], i
     metadata = header.pop("__metadata__", None) or {}
     tensors = {}
     for key, entry in header.items():
-        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+        dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
         if dtype is None:
             raise ValueError(f"the tensor {key} has the unknown type {entry['dtype']}")
         shape, (first, last) = entry["shape"], entry["data_offsets"]
