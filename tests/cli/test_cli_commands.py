@@ -165,6 +165,8 @@ def test_a_text_becomes_several_videos(run, tmp_path):
         (["animate", picture(), "-o", "none/a.mp4"], "folder 'none'"),
         (["animate", picture(), "--first-model", "none"], "no model directory 'none'"),
         (["animate", picture(), *stages(VIDEO_TO_VIDEO, IMAGE_TO_VIDEO)], "the other way round"),
+        (["convert", "none", "a", "--to", "hub"], "no file or directory none"),
+        (["convert", ".", "a", "--to", "hub"], "no model directory"),
         (["inspect", "none"], "none"),
         (["inspect", "note.txt"], "is text"),
         (["demo", "-o", "note.txt"], "'note.txt' cannot be made"),
@@ -251,6 +253,39 @@ def test_the_demo_makes_a_video_of_each_family_and_a_contact_sheet_of_each(run, 
         assert len(read_video(tmp_path / f"new/folder/{name}.mp4").frames) > 1
         with Image.open(tmp_path / f"new/folder/{name}.png") as sheet:
             assert sheet.width > 300
+
+
+def test_convert_there_and_back(run, tmp_path):
+    source = model_directory(I2VGEN_XL.name)
+    for arguments in (
+        (source, "folder", "--to", "hub"),
+        ("folder", "again", "--to", "safetensors"),
+        (source / "unet.safetensors", "unet.safetensors", "--to", "safetensors", "--dtype", "fp32"),
+    ):
+        ended = run("convert", *arguments)
+        assert (ended.code, ended.out) == (0, f"Wrote {arguments[1]}\n"), ended.err
+    ended = run("convert", source, "none", "--to", "diffusers")  # which builds with 8 heads only
+    assert ended.code == 1 and "unet_num_heads is 2 and should be 8" in ended.err
+    assert names(tmp_path) == {"folder", "again", "unet.safetensors"}
+    ended = run("inspect", "folder", "unet.safetensors")
+    assert ended.code == 0 and "folder: model for i2vgen-xl" in ended.out and "in float32" in ended.out
+    made = []
+    for model in (source, "folder", "again"):
+        size = ("--height", 64, "--width", 64, "--num-frames", 2, "--num-inference-steps", 1)
+        ended = run("image-to-video", picture(), "--model", model, *size, "--seed", 1, "-o", "out.mp4")
+        assert ended.code == 0, ended.err
+        made.append(read_video("out.mp4").frames)
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[0], made[2])
+
+
+def test_convert_replaces_nothing_unasked(run, tmp_path):
+    arguments = ("convert", model_directory(TEXT_TO_VIDEO.name), "model", "--to", "hub", "--no-progress")
+    assert run(*arguments).code == 0
+    before = names(tmp_path / "model")
+    ended = run(*arguments, "--dtype", "fp32")
+    assert ended.code == 1 and "exists" in ended.err and names(tmp_path / "model") == before
+    assert run(*arguments, "--force", "--dtype", "fp32").code == 0 and names(tmp_path) == {"model"}
 
 
 def test_inspect_goes_on_after_a_file_that_cannot_be_read(run):

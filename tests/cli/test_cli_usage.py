@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from typing import get_args
 
 import pytest
 
 from modelscope_i2v import InputError
-from modelscope_i2v.cli import make, parser
+from modelscope_i2v.cli import convert, make, parser
 from modelscope_i2v.families import FAMILIES, TASKS
 from modelscope_i2v.options import FIELDS, options_of
 
 COMMANDS = ("image-to-video", "video-to-video", "text-to-video")
-ALL_COMMANDS = (*COMMANDS, "animate", "demo", "inspect", "doctor", "enable", "disable")
+ALL_COMMANDS = (*COMMANDS, "animate", "demo", "convert", "inspect", "doctor", "enable", "disable")
 
 
 def one_line(err: str) -> str:
@@ -72,6 +73,11 @@ def no_model(monkeypatch):
         (["animate", "cat.png", "--refine-eta", "2"], "--refine-eta: '2' does not work"),
         (["animate", "cat.png", "--first-height", "12"], "a multiple of 8"),
         (["demo", "--task", "video"], "invalid choice"),
+        (["convert", "a", "b"], "--to"),
+        (["convert", "a", "--to", "hub"], "TARGET"),
+        (["convert", "a", "b", "--to", "onnx"], "hub"),
+        (["convert", "a", "b", "--to", "hub", "--dtype", "int8"], "fp32"),
+        (["convert", "a", "b", "--to", "hub", "--as-published"], "is for --to diffusers"),
         (["inspect"], "PATH"),
         (["doctor", "now"], "unexpected argument 'now'"),
     ],
@@ -118,10 +124,12 @@ def test_the_version(run):
 
 
 def test_names_that_stand_in_for_tables_that_import_torch():
+    from modelscope_i2v.checkpoints.convert import Target
     from modelscope_i2v.devices import DTYPES
     from modelscope_i2v.networks.attention import KERNELS
 
     assert tuple(DTYPES) == parser.DTYPES and tuple(KERNELS) == parser.ATTENTION
+    assert get_args(Target) == convert.LAYOUTS
 
 
 def test_animate_has_every_option_of_each_stage(run):
