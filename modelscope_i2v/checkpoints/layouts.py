@@ -259,7 +259,7 @@ class Layout:
         parts = [given[name] for name, _ in self.parts(key)]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if key == _TRANSPOSED:
-            return tensor.T
+            return tensor.T.contiguous()
         if self.doubled and key == IMAGE_CHANNELS:
             return _scaled(tensor, 0.5)
         return tensor.reshape(self.shapes[key])

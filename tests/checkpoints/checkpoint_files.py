@@ -151,3 +151,10 @@ def touch_weights(directory: Path) -> None:
     """Files of the right names, for tests that read the configuration alone."""
     for name in ("unet.pth", "clip.bin", "v2-1_512-ema-pruned.ckpt"):
         (directory / name).write_bytes(b"-")
+
+
+def change(file: Path, **values: Any) -> None:
+    """Sets keys of a JSON file; ``...`` deletes one."""
+    content = json.loads(file.read_text(encoding="utf-8")) | values
+    content = {key: value for key, value in content.items() if value is not ...}
+    file.write_text(json.dumps(content), encoding="utf-8")
