@@ -37,7 +37,8 @@ def ours(family: Family, solver: str, steps: int, eta: float = 0.0, one_batch: b
     )
     denoise = denoiser(predict, schedule, family.prediction)
     noise = SolverNoise([NoiseSource()])
-    *_, last = SOLVERS[solver](denoise, START, schedule, steps, family.start_timestep(family.strength), noise, eta)
+    start = family.start_timestep(family.strength)
+    *_, last = SOLVERS[solver](denoise, START, schedule, steps, start, noise, eta)
     return last
 
 
