@@ -25,23 +25,11 @@ from .families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from .generator import VideoGenerator
 from .networks.config import UNET_NUMBERS, STUNetConfig
 from .networks.stunet import STUNet
-from .options import Options, options_of
+from .options import OF_FIRST, OF_RESULT, Options, options_of
 
 MODELS = (IMAGE_TO_VIDEO.hub_ids[0], VIDEO_TO_VIDEO.hub_ids[0])
 """The two stages of the model cards."""
 
-OF_RESULT = ("height", "width", "output_type")
-"""Options of both stages that, by their plain names, are the second's."""
-OF_FIRST = (
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_rescale",
-    "scheduler",
-    "eta",
-    "latents",
-    "num_videos",
-)
-"""Options of both stages that, by their plain names, are the first's."""
 OF_WHOLE = ("output_type", "num_videos")
 """Options that cannot be given to one of the stages."""
 

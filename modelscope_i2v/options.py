@@ -26,6 +26,19 @@ FITS = ("stretch", "crop", "pad")
 FIRST_FRAMES = ("free", "anchor")
 INVERSIONS = ("noise", "ddim")
 
+OF_RESULT = ("height", "width", "output_type")
+"""Options of both stages of a cascade that, by their plain names, are the second's."""
+OF_FIRST = (
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "scheduler",
+    "eta",
+    "latents",
+    "num_videos",
+)
+"""Options of both stages of a cascade that, by their plain names, are the first's."""
+
 
 def _integer(low: int, high: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:

@@ -241,13 +241,13 @@ def save_lightning(path: Path, autoencoder: Mapping[str, Tensor], bulk: int = 0)
     rows = 1 << 22
     for index in range(bulk // (4 * rows)):
         state[f"model.diffusion_model.bulk.{index}.weight"] = torch.zeros(rows)
-    with _pretended(ModelCheckpoint, scalar):
+    with pretended(ModelCheckpoint, scalar):
         callbacks = {ModelCheckpoint: {"best_model_score": Number(), "best_model_path": ""}}
         torch.save({"epoch": 3, "global_step": 875_000, "callbacks": callbacks, "state_dict": state}, path)
 
 
 @contextmanager
-def _pretended(*named: Any) -> Iterator[None]:
+def pretended(*named: Any) -> Iterator[None]:
     """Lets pickle find each class or function under its ``__module__``."""
     before = {item.__module__: sys.modules.get(item.__module__) for item in named}
     parents = {name.rsplit(".", depth)[0] for name in before for depth in range(1, name.count(".") + 1)}

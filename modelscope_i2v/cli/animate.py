@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO
+from ..options import OF_FIRST, OF_RESULT
 from .make import OUTPUT, find_model, free_output, read_input
 from .parser import (
     PROGRAM,
@@ -23,17 +24,6 @@ from .parser import (
     say,
 )
 
-# cascade.OF_RESULT and OF_FIRST, whose module imports torch.
-OF_RESULT = ("height", "width", "output_type")
-OF_FIRST = (
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_rescale",
-    "scheduler",
-    "eta",
-    "latents",
-    "num_videos",
-)
 _FIRST, _SECOND = (IMAGE_TO_VIDEO, I2VGEN_XL), (VIDEO_TO_VIDEO,)
 _OF_STAGE = {
     "first_": ("height", "width"),

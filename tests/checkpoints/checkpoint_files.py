@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
-import types
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from checkpoints_factory import pretended
 from torch import Tensor, nn
 
 SMALL_UNET = {
@@ -61,26 +58,6 @@ def little_state(width: int = 4, dtype: torch.dtype = torch.float32) -> dict[str
 def on_meta(width: int = 4) -> Little:
     with torch.device("meta"):
         return Little(width)
-
-
-@contextmanager
-def pretended(*named: Any) -> Iterator[None]:
-    """Makes pickle believe that each class or function can be imported by its ``__module__`` and name."""
-    leaves = {item.__module__ for item in named}
-    parents = {leaf.rsplit(".", depth)[0] for leaf in leaves for depth in range(1, leaf.count(".") + 1)}
-    before = {name: sys.modules.get(name) for name in leaves | (parents - set(sys.modules))}
-    try:
-        for name in before:
-            sys.modules[name] = types.ModuleType(name)
-        for item in named:
-            setattr(sys.modules[item.__module__], item.__qualname__, item)
-        yield
-    finally:
-        for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
 
 
 def save_lightning(path: Path, state: dict[str, Tensor], **options: Any) -> None:

@@ -133,10 +133,6 @@ def test_names_that_stand_in_for_tables_that_import_torch():
 
 
 def test_animate_has_every_option_of_each_stage(run):
-    from modelscope_i2v import cascade
-    from modelscope_i2v.cli import animate
-
-    assert (animate.OF_RESULT, animate.OF_FIRST) == (cascade.OF_RESULT, cascade.OF_FIRST)
     text = run("animate", "--help").out
     for family in FAMILIES.values():
         for name in options_of(family) if family.name != "text-to-video-synthesis" else ():
