@@ -1,0 +1,1 @@
+"""Clips to train on and to measure with: drawn ones, and folders of a user's own."""
