@@ -8,7 +8,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,15 +55,22 @@ class Planned(NamedTuple):
 
 
 def write_safetensors(
-    path: Path, tensors: Sequence[Planned], *, step: int | None = None, tick: Callable[[int], Any]
+    path: Path,
+    tensors: Sequence[Planned],
+    *,
+    step: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    tick: Callable[[int], Any] = lambda size: None,
 ) -> None:
     """Writes a ``.safetensors`` file; ``tick`` is told the bytes of each tensor when it is written.
+
+    ``metadata`` are texts by name, which stand in the file's header.
 
     Source: https://github.com/huggingface/safetensors#format.
     """
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     tensors = sorted(tensors, key=lambda planned: -planned.dtype.itemsize)  # so all of them are aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     if step is not None:
         header["__metadata__"]["step"] = str(step)
     position = 0
