@@ -40,7 +40,7 @@ class ModelDirectory:
     """The same in diffusers' own terms, where that is the layout."""
 
     @classmethod
-    def open(cls, path: str | Path, task: str | None = None) -> ModelDirectory:
+    def open(cls, path: str | Path, task: str | None = None, *, new_unet: bool = False) -> ModelDirectory:
         """Reads what configurations say and finds the weights that they name.
 
         The hub's layout may lack its ``configuration.json``: then the U-Net's file name tells the
@@ -49,6 +49,7 @@ class ModelDirectory:
 
         Args:
             task: what the model is to do, where the caller knows; None: what the configuration says.
+            new_unet: the U-Net is yet to be trained, so its file may be missing.
 
         Raises:
             CheckpointError: for a directory, a file or a key that is missing or wrong, and for a
@@ -74,7 +75,9 @@ class ModelDirectory:
         return cls(
             path=path,
             family=family,
-            unet_path=_weights(path, args, "ckpt_unet", family.unet_file),
+            unet_path=path / (args.text("ckpt_unet") or family.unet_file)
+            if new_unet
+            else _weights(path, args, "ckpt_unet", family.unet_file),
             clip_path=_weights(path, args, "ckpt_clip", family.clip_file),
             autoencoder_path=_weights(path, args, "ckpt_autoencoder", family.autoencoder_file),
             unet=_unet(cfg, family),

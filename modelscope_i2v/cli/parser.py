@@ -16,7 +16,7 @@ PROGRAM = "modelscope-i2v"
 
 # The names of devices.DTYPES and networks.attention.KERNELS, whose modules import torch.
 DTYPES = ("fp32", "fp16", "bf16")
-ATTENTION = ("sdpa", "xformers")
+ATTENTION = ("sdpa", "xformers", "matmul")
 
 _HERE = {
     "seed": "makes the same video again, on every device (default: a new one each time, which is told)",
@@ -128,7 +128,10 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
         help="numbers that the networks run in (default: fp16 on a GPU, fp32 on a CPU)",
     )
     group.add_argument(
-        "--attention", choices=ATTENTION, default="sdpa", help="PyTorch's own (the default) or xFormers'"
+        "--attention",
+        choices=ATTENTION,
+        default="sdpa",
+        help="PyTorch's own (the default), xFormers', or plain matrix products",
     )
     group.add_argument("--no-progress", action="store_true", help="show no progress bars")
 

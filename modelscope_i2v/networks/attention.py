@@ -23,6 +23,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def matmul(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two matrix products and a softmax in fp32: backwards in bf16 on a CPU, several times faster."""
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(v.dtype) @ v
+
+
 def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """xFormers' memory-efficient attention, which the originals use."""
     from xformers.ops import memory_efficient_attention
@@ -31,7 +37,7 @@ def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return memory_efficient_attention(q, k, v).transpose(1, 2)
 
 
-KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers}
+KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers, "matmul": matmul}
 """The attention kernels by name."""
 
 
