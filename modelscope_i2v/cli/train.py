@@ -1,0 +1,66 @@
+"""``train``: a model of one's own, by a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from .parser import PROGRAM, UsageError, note, say
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    made = command(
+        "train",
+        _run,
+        "train a model: from nothing, from a checkpoint, or a LoRA beside one",
+        "\n\nThe configuration is a JSON file; docs/training.md tells its keys. Ctrl-C finishes the step\n"
+        "and writes a checkpoint, from which --resume goes on as if nothing had happened.",
+        f"  {PROGRAM} train boats.json\n"
+        f"  {PROGRAM} train boats.json --resume --set max_minutes=60\n"
+        f"  accelerate launch --num_processes 4 -m modelscope_i2v train boats.json\n",
+        usage="CONFIG [--resume] [--set KEY=VALUE ...]",
+    )
+    made.add_argument("config", metavar="CONFIG", help="a JSON file")
+    made.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_change,
+        metavar="KEY=VALUE",
+        help="replace a value of the configuration (VALUE as in JSON, or a plain text)",
+    )
+    made.add_argument("--no-progress", action="store_true", help="show no progress")
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} should be KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..training.config import TrainConfig
+
+    keys = [key for key, _ in args.set]
+    if len(set(keys)) < len(keys):
+        raise UsageError("--set names a key twice")
+    config = TrainConfig.read(args.config, dict(args.set))
+    from ..training.trainer import Trainer
+
+    trainer = Trainer(config, resume=args.resume, progress=False if args.no_progress else None)
+    if trainer.step:
+        note(f"going on from step {trainer.step:,}")
+    model = trainer.run()
+    if model is None:
+        say(f"Stopped after step {trainer.step:,} of {config.steps:,}; --resume goes on.")
+    else:
+        say(f"Wrote {model}")
+    return 0

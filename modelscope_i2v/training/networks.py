@@ -1,0 +1,101 @@
+"""The network that is trained: how it begins, and the average of its weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.tensors import read_tensors, select
+from ..errors import InputError
+from ..networks.blocks import ResBlock, SpatialTransformer, TemporalConv, TemporalTransformer
+from ..networks.config import STUNetConfig
+from ..networks.stunet import STUNet
+
+
+def started(config: STUNetConfig, seed: int) -> STUNet:
+    """A new U-Net whose residual branches begin at zero, as the originals' did; fp32, in training mode.
+
+    The last layer begins at zero too, so the first prediction is the mean of all targets.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = STUNet(config)
+    last: list[nn.Module] = [network.out[-1]]
+    for module in network.modules():
+        if isinstance(module, ResBlock):
+            last.append(module.out_layers[-1])
+        elif isinstance(module, TemporalConv):
+            last.append(module.conv4[-1])
+        elif isinstance(module, (SpatialTransformer, TemporalTransformer)):
+            last.append(module.proj_out)
+    for module in last:
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
+    return network.train()
+
+
+def take_over(network: nn.Module, path: str | Path) -> tuple[int, int]:
+    """Copies those tensors of a weights file that fit the network by name and shape.
+
+    Returns how many there were, and how many the network has. Raises InputError if none fits.
+    """
+    own = network.state_dict()
+    given = select(read_tensors(path).tensors, own)
+    fitting = {key: tensor for key, tensor in given.items() if key in own and own[key].shape == tensor.shape}
+    if not fitting:
+        raise InputError(f"initial_weights: no tensor in {path} fits this network by name and shape.")
+    with torch.no_grad():
+        for key, tensor in fitting.items():
+            own[key].copy_(tensor)
+    return len(fitting), len(own)
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lays the weights of 2-D convolutions out as their fastest kernels want them."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+class Average:
+    """The exponential moving average of parameters.
+
+    Its decay begins low, min(decay, (1 + n) / (10 + n)) at update n, so that the random beginning is soon
+    forgotten.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.live = dict(parameters)
+        self.values = {name: value.detach().clone() for name, value in self.live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(list(self.values.values()), [v.detach() for v in self.live.values()], 1 - decay)
+
+    def load(self, values: dict[str, Tensor], updates: int) -> None:
+        self.updates = updates
+        for name, value in values.items():
+            self.values[name].copy_(value)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network has the averaged weights meanwhile."""
+        kept = {name: value.detach().clone() for name, value in self.live.items()}
+        try:
+            self._put(self.values)
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.live[name].copy_(value)

@@ -1,0 +1,345 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.directory import ModelDirectory
+from ..checkpoints.hub import fetch
+from ..checkpoints.load import load_module
+from ..data.cache import Cache
+from ..devices import resolve_device
+from ..errors import InputError, NumericalError
+from ..networks.attention import use_kernel
+from ..networks.layers import GroupNorm, LayerNorm
+from ..networks.stunet import STUNet
+from . import state
+from .batches import Batch, CachedBatches
+from .config import TrainConfig
+from .networks import Average, channels_last, started, take_over
+from .objective import Noised, Objective, loss
+from .progress import Progress
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS, CURVE = "checkpoints", "curve.jsonl"
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Of the step that follows ``step`` finished ones."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.lr_schedule == "constant":
+        return config.lr
+    share = (step - config.warmup) / (config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: what to do.
+        resume: go on from the last checkpoint in the output directory, if there is one.
+        progress: show a bar; None: on a terminal, and lines now and then elsewhere.
+
+    Raises:
+        InputError: before anything is trained, for data that do not fit, a run that is already there and
+            is not to be resumed, or one that was made with another configuration.
+        CheckpointError: for a model directory that cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig, *, resume: bool = False, progress: bool | None = None) -> None:
+        self.config, self.progress = config, progress
+        self.output = Path(config.output)
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        self.device = resolve_device(config.device)
+        self.directory = ModelDirectory.open(fetch(config.model), new_unet=config.mode == "scratch")
+        self.family = self.directory.family
+        last = self._last(resume)
+        self.batches = self._data()
+        self.objective = Objective.of(
+            self.family,
+            timesteps=config.timesteps,
+            weighting=config.loss_weighting,
+            noise_offset=config.noise_offset,
+            strength=config.strength,
+            device=self.device,
+        )
+        self.dropped = self.batches.dropped(config.dropped_text)
+        self.unet = self._network()
+        use_kernel(self.unet, config.attention)
+        self.trained = {
+            name: parameter for name, parameter in self.unet.named_parameters() if parameter.requires_grad
+        }
+        self.average = Average(self.trained.items(), config.ema) if config.ema else None
+        self.optimizer = self._optimizer()
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=config.mixed_precision == "fp16" and self.device.type == "cuda"
+        )
+        self.compute = torch.compile(self._loss, dynamic=False) if config.compile else self._loss
+        self.step, self.seconds = 0, 0.0
+        self.curve: list[dict[str, float]] = []
+        self.recent = [0.0, 0.0, 0.0]
+        if last is not None:
+            self._restore(last)
+
+    # What a run is made of
+
+    def _last(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from, whose configuration has been checked."""
+        found = state.checkpoints(self.output / CHECKPOINTS)
+        if not found:
+            return None
+        if not resume:
+            raise InputError(
+                f"{self.output} holds a run already, up to {found[-1].name}. Resume it (--resume), or use "
+                "another output directory."
+            )
+        self.config.check_resume(state.read_state(found[-1])["config"], found[-1])
+        return found[-1]
+
+    def _data(self) -> CachedBatches:
+        config = self.config
+        return CachedBatches(
+            Cache.open(config.data["cache"]),
+            self.family,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            frames=config.frames,
+            image_ratio=config.image_ratio,
+        )
+
+    def _network(self) -> STUNet:
+        config = self.config
+        if config.mode == "scratch":
+            network = started(self.directory.unet, config.seed)
+            if config.initial_weights:
+                fitting, of = take_over(network, config.initial_weights)
+                logger.warning("%s: %d of %d tensors taken over", config.initial_weights, fitting, of)
+        else:
+            with torch.device("meta"):
+                network = STUNet(self.directory.unet)
+            load_module(network, self.directory.read("unet"), dtype=torch.float32)
+            network = _own(network).requires_grad_(True).train()
+        network.to(self.device)
+        if config.compile or self.device.type == "cuda":
+            channels_last(network)
+        return network
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        norms = {
+            id(parameter)
+            for module in self.unet.modules()
+            if isinstance(module, (GroupNorm, LayerNorm))
+            for parameter in module.parameters(recurse=False)
+        }
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for parameter in self.trained.values():
+            groups[parameter.ndim > 1 and id(parameter) not in norms].append(parameter)
+        config = self.config
+        return torch.optim.AdamW(
+            [
+                {"params": groups[True], "weight_decay": config.weight_decay},
+                {"params": groups[False], "weight_decay": 0.0},
+            ],
+            lr=config.lr,
+            betas=config.betas,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+
+    # One step
+
+    def _loss(self, noised: tuple[Tensor, ...], conditions: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss of a batch; what ``compile`` compiles."""
+        dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            self.config.mixed_precision
+        ]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return loss(self.unet, Noised(*noised), conditions).mean()
+
+    def prepare(self, batch: Batch, number: int) -> tuple[Noised, dict[str, Tensor]]:
+        """A batch with its noise, timesteps and dropped conditions, all drawn from the batch's number."""
+        generator = torch.Generator().manual_seed(_mixed(self.config.seed, number, 0))
+        count = len(batch.latents)
+        timesteps = self.objective.draw(count, generator)
+        noise = self.objective.noise(tuple(batch.latents.shape), generator)
+        dropped = torch.rand(count, generator=generator) < self.config.condition_dropout
+        conditions = {}
+        for name, value in batch.conditions.items():
+            if name in self.dropped:
+                where = dropped.view(-1, *[1] * (value.ndim - 1))
+                value = torch.where(where, self.dropped[name].expand_as(value), value)
+            conditions[name] = value.to(self.device)
+        clean, noise, timesteps = (part.to(self.device) for part in (batch.latents, noise, timesteps))
+        source = None if batch.source is None else batch.source.to(self.device)
+        return self.objective.noised(clean, noise, timesteps, source), conditions
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        """One optimiser step; returns its loss and the length of its gradient."""
+        config, total = self.config, torch.zeros((), device=self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        for part in range(config.gradient_accumulation):
+            number = self.step * config.gradient_accumulation + part
+            noised, conditions = self.prepare(self.batches.batch(number), number)
+            torch.manual_seed(_mixed(config.seed, number, 1))  # of the network's dropout
+            fields = (noised.latents, noised.timesteps, noised.target, noised.weight)
+            value = self.compute(fields, conditions) / config.gradient_accumulation
+            self.scaler.scale(value).backward()
+            total += value.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
+        return total, norm
+
+    # The run
+
+    def run(self) -> Path | None:
+        """Trains to the end, or until ``max_minutes`` or a signal ends it, and leaves a checkpoint.
+
+        Returns the directory of the model that came out; None where there is more to train.
+
+        Raises:
+            NumericalError: the loss is no number any more.
+            OutputError: a checkpoint cannot be written.
+        """
+        config = self.config
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._write_curve()
+        began, saved = time.monotonic(), self.step
+        with _stopping() as stop, Progress(self.step, config.steps, self.progress) as shown:
+            while self.step < config.steps and not stop:
+                before = time.monotonic()
+                value, norm = self._step()
+                self.step += 1
+                self.seconds += time.monotonic() - before
+                self.recent = [
+                    self.recent[0] + value.item(),
+                    self.recent[1] + norm.item(),
+                    self.recent[2] + 1,
+                ]
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    self._point()
+                if self.step % config.checkpoint_every == 0:
+                    self.save()
+                    saved = self.step
+                shown.update(self.step, self.curve[-1]["loss"] if self.curve else None)
+                if config.max_minutes and time.monotonic() - began > 60 * config.max_minutes:
+                    break
+            if saved != self.step:
+                self.save()
+        return None
+
+    def _point(self) -> None:
+        """Adds a point to the curve: means over the steps since the last."""
+        value, norm, count = self.recent
+        point = {
+            "step": self.step,
+            "loss": value / count,
+            "lr": learning_rate(self.config, self.step - 1),
+            "gradient": norm / count,
+            "seconds": round(self.seconds, 2),
+        }
+        self.recent = [0.0, 0.0, 0.0]
+        if not math.isfinite(point["loss"]):
+            raise NumericalError(
+                f"The loss is {point['loss']} at step {self.step}. A lower lr, or mixed_precision 'bf16' or "
+                "'no', may help; the last checkpoint is as it was."
+            )
+        self.curve.append(point)
+        with (self.output / CURVE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(point) + "\n")
+
+    def _write_curve(self) -> None:
+        """The curve up to here, without what a killed run drew after its last checkpoint."""
+        text = "".join(json.dumps(point) + "\n" for point in self.curve)
+        (self.output / CURVE).write_text(text, encoding="utf-8")
+
+    def save(self) -> Path:
+        """Writes a checkpoint. Raises OutputError."""
+        saved = state.Saved(
+            step=self.step,
+            config=self.config.to_dict(),
+            fingerprint=self.batches.fingerprint,
+            weights=self.trained,
+            average=self.average.values if self.average else {},
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            curve=self.curve,
+            recent=self.recent,
+            seconds=self.seconds,
+        )
+        return state.save(self.output / CHECKPOINTS, saved, self.config.keep_checkpoints)
+
+    def _restore(self, path: Path) -> None:
+        saved = state.load(path)
+        if saved.fingerprint != self.batches.fingerprint:
+            raise InputError(f"The checkpoint {path} was made with other data than {self.config.data}.")
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(saved.weights[name])
+        if self.average is not None:
+            self.average.load(saved.average, saved.step)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.scaler.load_state_dict(saved.scaler)
+        self.step, self.curve, self.recent = saved.step, saved.curve, saved.recent
+        self.seconds = saved.seconds
+
+
+def _own(network: nn.Module) -> nn.Module:
+    """The same with memory of its own: loaded parameters may be a mapped file."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
+    return network
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed that is another one for each tuple of numbers."""
+    value = 0
+    for number in numbers:
+        value = (value * 0x9E3779B97F4A7C15 + number + 0x632BE59BD9B4E019) % 2**64
+        value = ((value ^ (value >> 31)) * 0xBF58476D1CE4E5B9) % 2**64
+    return value >> 1
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """A list that Ctrl-C, or a request to terminate, fills: the step is finished and a checkpoint written.
+
+    A second Ctrl-C stops at once.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> Any:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
