@@ -43,6 +43,19 @@ CAMERAS = {
 }
 """What the camera can do, and where it goes: what is seen goes the other way."""
 
+REVERSED = {
+    "moves left": "moves right",
+    "moves up": "moves down",
+    "bounces": "bounces",
+    "grows": "shrinks",
+    "pans left": "pans right",
+    "pans up": "pans down",
+    "zooms in": "zooms out",
+    "stays": "stays",
+}
+REVERSED |= {value: key for key, value in REVERSED.items()}
+"""What a motion is when the clip runs backwards; a turn would be anticlockwise, which no caption names."""
+
 STILL = "stays"
 TURN = np.pi * 0.6
 """How far a turning shape turns in a clip."""
@@ -125,6 +138,18 @@ class Scene:
         zoom = {"zooms in": ZOOM**time, "zooms out": ZOOM ** (1 - time)}.get(self.camera, np.ones_like(time))
         return 0.5 + _PAN * dx * (time - 0.5), 0.5 + _PAN * dy * (time - 0.5), zoom
 
+    def reversed(self) -> Scene | None:
+        """The scene whose clip is this one's, backwards; None where no caption could name it."""
+        if self.camera not in REVERSED or any(shape.motion not in REVERSED for shape in self.shapes):
+            return None
+        end = np.ones(())
+        shapes = []
+        for shape in self.shapes:
+            x, y, radius, angle = map(float, shape.at(end))
+            motion = REVERSED[shape.motion]
+            shapes.append(dataclasses.replace(shape, motion=motion, x=x, y=y, radius=radius, angle=angle))
+        return dataclasses.replace(self, shapes=tuple(shapes), camera=REVERSED[self.camera])
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -160,8 +185,8 @@ def is_held_out(combination: tuple[str, str, str]) -> bool:
     colour, kind, motion = combination
     if motion == STILL:
         return False
-    axis = {"moves right": "moves left", "moves down": "moves up", "shrinks": "grows"}.get(motion, motion)
     axes = ("moves left", "moves up", "bounces", "turns", "grows")
+    axis = motion if motion in axes else REVERSED[motion]
     return (list(COLOURS).index(colour) + 2 * KINDS.index(kind) + 3 * axes.index(axis)) % 8 == 0
 
 
@@ -276,7 +301,7 @@ def _background(generator: np.random.Generator) -> Background:
     return Background(tuple(dark * (1 + 0.2 * tint)), tuple(light * (1 + 0.2 * tint)), waves)
 
 
-def _distance(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def silhouette(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Signed distance to the outline of a shape of radius 1 (about; exact sides), negative inside."""
     if kind == "circle":
         return np.hypot(x, y) - 0.95
@@ -337,11 +362,11 @@ def _cover(kind, x, y, cx, cy, radius, angle, pixel) -> tuple[np.ndarray, np.nda
     """How much of each pixel a shape covers, how light it is there, and its soft shadow; each [f, h, w]."""
     dx, dy = (x - cx) / radius, (y - cy) / radius
     cos, sin = np.cos(angle), np.sin(angle)
-    distance = _distance(kind, cos * dx + sin * dy, cos * dy - sin * dx)
+    distance = silhouette(kind, cos * dx + sin * dy, cos * dy - sin * dx)
     alpha = (0.5 - distance * radius / pixel).clip(0, 1)
     shade = (0.86 - 0.16 * (dx + dy)).clip(0.62, 1.0)  # the light comes from above, left
     sx, sy = dx - 0.22, dy - 0.28
-    shadow = (0.5 - 2.2 * _distance(kind, cos * sx + sin * sy, cos * sy - sin * sx)).clip(0, 1)
+    shadow = (0.5 - 2.2 * silhouette(kind, cos * sx + sin * sy, cos * sy - sin * sx)).clip(0, 1)
     return alpha.astype(np.float32), shade.astype(np.float32), shadow.astype(np.float32)
 
 
