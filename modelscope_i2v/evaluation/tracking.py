@@ -1,0 +1,165 @@
+"""What found shapes do, and what the camera does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data.synthetic import MOVES, STILL
+from .detector import SYMMETRY, Track, find
+from .extras import need
+
+UNCLEAR = "unclear"
+"""The motion of a shape that does several things at once, or half of one."""
+
+# Where a motion counts as seen: about half of the least that the generator draws.
+_MOVED = 0.09
+"""Of the picture's width, from the first frame to the last."""
+_ACROSS = 0.5
+"""Of the way that it went, how far it may stray to the side."""
+_BOUNCED = 0.12
+"""Height of a bounce, of the picture's width."""
+_LIKE_BOUNCE = 0.75
+"""Correlation of the height with that of a ball that bounces twice."""
+_GREW = 0.25
+"""Change of the radius' logarithm."""
+_TURNED = 0.9
+"""Radians, clockwise."""
+_WITH_SHAPE = 0.7
+"""The ground goes with the shape if that leaves less than this part of the difference between frames."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a clip shows.
+
+    Attributes:
+        shapes: their tracks, the largest first.
+        motions: what each of them does: a motion of the generator, "stays" or "unclear".
+        camera: what the camera does, or "stays". With a moving camera, motions are in the world.
+    """
+
+    shapes: tuple[Track, ...]
+    motions: tuple[str, ...]
+    camera: str
+
+
+def look(frames: np.ndarray) -> Seen:
+    """Finds shapes and motions in frames uint8 [f, height, width, 3]. Raises InputError as :func:`find`."""
+    tracks = find(frames)
+    motions = [motion(track, frames.shape[2]) for track in tracks]
+    camera = _camera(frames, tracks[0], motions[0]) if len(tracks) == 1 else STILL
+    return Seen(tuple(tracks), (STILL,) if camera != STILL else tuple(motions), camera)
+
+
+def motion(track: Track, width: int) -> str:
+    """What a shape does in the picture, whose width is in pixels."""
+    seen = track.seen
+    if seen.sum() < 3:
+        return UNCLEAR
+    time = np.linspace(0, 1, len(seen))[seen]
+    x, y = track.centres[seen].T / width
+    (dx, _), (dy, _) = np.polyfit(time, x, 1), np.polyfit(time, y, 1)
+    growth = np.polyfit(time, 0.5 * np.log(track.areas[seen]), 1)[0]
+    # Twice up and down: for this, the slope says nothing.
+    bounce = np.abs(np.sin(2 * np.pi * time))
+    height = np.polyfit(bounce, -y, 1)[0]
+    like = np.corrcoef(bounce, -y)[0, 1] if y.std() > 1e-6 else 0.0
+    turned = turn(track)
+    found = []
+    if height >= _BOUNCED and like >= _LIKE_BOUNCE and abs(dx) < _MOVED:
+        found.append("bounces")
+    elif max(abs(dx), abs(dy)) >= _MOVED:
+        found.append(_direction(dx, dy))
+    if abs(growth) >= _GREW:
+        found.append("grows" if growth > 0 else "shrinks")
+    if abs(turned) >= _TURNED:
+        found.append("turns" if turned > 0 else UNCLEAR)
+    if not found:
+        return STILL
+    return found[0] if len(found) == 1 else UNCLEAR
+
+
+def _direction(dx: float, dy: float) -> str:
+    large, small = (dx, dy) if abs(dx) >= abs(dy) else (dy, dx)
+    if abs(small) > _ACROSS * abs(large):
+        return UNCLEAR
+    step = (int(np.sign(dx)), 0) if large is dx else (0, int(np.sign(dy)))
+    return next(name for name, direction in MOVES.items() if direction == step)
+
+
+def turn(track: Track) -> float:
+    """How far a shape turns, clockwise, in radians; 0 where nobody could tell."""
+    period = SYMMETRY.get(track.kind or "", 0.0)
+    angles = track.angles[np.isfinite(track.angles)]
+    if not period or len(angles) < 3:
+        return 0.0
+    turned = np.unwrap(angles, period=period)
+    time = np.linspace(0, 1, len(track.angles))[np.isfinite(track.angles)]
+    # The middle of the slopes between frames half a clip apart: a wrong angle here and there does no harm.
+    apart = max(len(turned) // 2, 1)
+    return float(np.median((turned[apart:] - turned[:-apart]) / (time[apart:] - time[:-apart])))
+
+
+def _camera(frames: np.ndarray, track: Track, motion: str) -> str:
+    """What the camera does, if the ground goes where the only shape goes.
+
+    Then the shape stands still in the world, and it is the camera that goes the other way.
+    """
+    cameras = {
+        "moves right": "pans left",
+        "moves left": "pans right",
+        "moves down": "pans up",
+        "moves up": "pans down",
+        "grows": "zooms in",
+        "shrinks": "zooms out",
+    }
+    motion = _zoomed(frames, track) or motion
+    if motion not in cameras:
+        return STILL
+    with_shape, still = _differences(frames, track)
+    return cameras[motion] if with_shape < _WITH_SHAPE * still else STILL
+
+
+def _zoomed(frames: np.ndarray, track: Track) -> str | None:
+    """Growing or shrinking as a zoom has it: a shape beside the middle moves away from it, or towards it."""
+    seen = track.seen
+    time = np.linspace(0, 1, len(seen))[seen]
+    if len(time) < 3:
+        return None
+    growth = np.polyfit(time, 0.5 * np.log(track.areas[seen]), 1)[0]
+    return None if abs(growth) < _GREW else "grows" if growth > 0 else "shrinks"
+
+
+def _differences(frames: np.ndarray, track: Track) -> tuple[float, float]:
+    """Mean squared change of the ground over a third of a clip: if it went with the shape, and if it stood."""
+    cv2 = need("cv2")
+    height, width = frames.shape[1:3]
+    grey = frames.mean(-1, dtype=np.float32)
+    # The shape and its shadow, which is below it and to the right.
+    dark = max(3, width // 10)
+    kernel = np.ones((dark, dark), np.uint8)
+    ground = [
+        cv2.dilate(mask.astype(np.uint8), kernel, anchor=(dark - 2, dark - 2)) == 0 for mask in track.masks
+    ]
+    seen = track.seen
+    time = np.linspace(0, 1, len(frames))
+    path = np.array([np.polyval(np.polyfit(time[seen], line[seen], 2), time) for line in track.centres.T])
+    size = np.exp(np.polyval(np.polyfit(time[seen], 0.5 * np.log(track.areas[seen]), 1), time))
+    step = max(len(frames) // 3, 1)
+    went, stood, count = 0.0, 0.0, 0
+    everywhere = np.ones((height, width), np.float32)
+    for first, last in zip(range(len(frames) - step), range(step, len(frames))):
+        scale = size[last] / size[first]
+        shift = path[:, last] - 0.5 - scale * (path[:, first] - 0.5)
+        way = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        moved = cv2.warpAffine(grey[first], way, (width, height), flags=cv2.INTER_LINEAR)
+        known = (
+            cv2.warpAffine(everywhere * ground[first], way, (width, height), flags=cv2.INTER_LINEAR) > 0.99
+        )
+        where = known & ground[last] & ground[first]
+        went += float(np.square(moved - grey[last])[where].sum())
+        stood += float(np.square(grey[first] - grey[last])[where].sum())
+        count += int(where.sum())
+    return went / max(count, 1), stood / max(count, 1)
