@@ -262,4 +262,15 @@ def _defaults(args: Section, cfg: Section, family: Family, autoencoder: Autoenco
         width=cfg.integer("width"),
         num_inference_steps=cfg.integer("num_inference_steps"),
         guidance_scale=cfg.number("guidance_scale"),
+        **_own_options(cfg, family),
     )
+
+
+def _own_options(cfg: Section, family: Family) -> dict[str, Any]:
+    """Options that no hub file sets, but that a model of one's own may: those its family has."""
+    options = given(guidance_rescale=cfg.number("guidance_rescale"))
+    if family.reads_text:
+        options |= given(negative_prompt=cfg.get("negative_prompt", str, "a text"))
+    if family.takes_video:
+        options |= given(strength=cfg.number("strength"))
+    return options

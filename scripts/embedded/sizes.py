@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SEED = 20261121
-FRAMES, HEIGHT, WIDTH = 16, 96, 96
+FRAMES, HEIGHT, WIDTH, FPS = 16, 96, 96, 8
 
 DDCONFIG = {
     "ch": 32,
@@ -13,3 +13,39 @@ DDCONFIG = {
     "in_channels": 3,
     "out_ch": 3,
 }
+CLIP = {
+    "embed_dim": 256,
+    "vision_cfg": {"image_size": 48, "patch_size": 8, "width": 128, "layers": 3, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
+}
+UNET = {
+    "unet_dim": 64,
+    "unet_dim_mult": [1, 1, 1],
+    "unet_context_dim": 64,
+    "unet_num_heads": 2,
+    "unet_head_dim": 32,
+    "unet_res_blocks": 1,
+    "unet_attn_scales": [0.5, 0.25],
+    "unet_dropout": 0.0,
+}
+FAMILIES = {
+    "text-to-video-synthesis": {"num_inference_steps": 30, "guidance_scale": 4.0},
+    "image-to-video": {"num_inference_steps": 30, "guidance_scale": 2.0, "target_fps": FPS},
+    "i2vgen-xl": {
+        "num_inference_steps": 30,
+        "guidance_scale": 3.0,
+        "target_fps": FPS,
+        "negative_prompt": "",
+    },
+    # Its rows are halved with two more on each side, which 12 rows survive once.
+    "video-to-video": {
+        "unet_dim_mult": [1, 1],
+        "unet_attn_scales": [0.5],
+        "num_inference_steps": 15,
+        "guidance_scale": 1.0,
+        "guidance_rescale": 0.0,
+        "strength": 0.35,
+    },
+}
+"""What each family's model has of its own; where it differs from what the hub's weights are used with, it is
+an option of the pipeline that suits a small model better."""

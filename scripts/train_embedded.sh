@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Trains the embedded models from nothing:  scripts/train_embedded.sh [--smoke] [DIRECTORY]
+#
+# Everything lands in DIRECTORY (default: build/embedded), and what is finished there is not done again, so
+# an interrupted run goes on where it stopped. --smoke does all of it with a few steps, to see that it runs.
+# The models end up in DIRECTORY/embedded; copy that over modelscope_i2v/embedded to ship them.
+set -euo pipefail
+
+smoke=
+if [ "${1:-}" = --smoke ]; then smoke=yes; shift; fi
+here=$(cd "$(dirname "$0")" && pwd)
+work=${1:-build/embedded${smoke:+-smoke}}
+mkdir -p "$work"
+cd "$work"
+export PYTHONPATH="$(dirname "$here")${PYTHONPATH:+:$PYTHONPATH}"
+python=${PYTHON:-python3}
+
+step() {  # step FILE COMMAND…: unless FILE is there
+    if [ -e "$1" ]; then return; fi
+    echo "== ${*:2}"
+    "${@:2}"
+}
+train() {  # train NAME [FAMILY that it completes]
+    local less=()
+    if [ "$smoke" ]; then
+        less=(--set steps=2 --set warmup=0 --set batch_size=2 --set compile=false --set log_every=1)
+    fi
+    step "runs/$1/model/unet.safetensors" \
+        "$python" -m modelscope_i2v train "$here/embedded/configs/$1.json" --resume "${less[@]}"
+    if [ "${2:-}" ]; then cp "runs/$1/model/unet.safetensors" "embedded/$2/unet.safetensors"; fi
+}
+
+few() { if [ "$smoke" ]; then echo "$@"; fi; }  # options of the smoke run alone
+
+step embedded/autoencoder.safetensors "$python" "$here/embedded/autoencoder.py" \
+    --output embedded/autoencoder.safetensors $(few --steps 4 --batch 2 --pool 8 --no-compile)
+step embedded/open_clip.safetensors "$python" "$here/embedded/clip.py" \
+    --output embedded/open_clip.safetensors $(few --steps 4 --batch 4 --pool 8)
+step embedded/picture.png "$python" "$here/embedded/models.py" --output embedded
+step clips "$python" "$here/embedded/cache.py" --model embedded/image-to-video --output clips $(few --clips 4)
+step degraded "$python" "$here/embedded/cache.py" --model embedded/video-to-video --output degraded \
+    $(few --clips 4) 
+train text-to-video-1
+train text-to-video-2 text-to-video-synthesis
+train image-to-video image-to-video
+train i2vgen-xl i2vgen-xl
+train video-to-video video-to-video
+for family in text-to-video-synthesis image-to-video i2vgen-xl video-to-video; do
+    step "evaluation/$family/report.json" "$python" -m modelscope_i2v evaluate "embedded/$family" \
+        --output "evaluation/$family" $(few --clips 2 --num-inference-steps 2)
+done
