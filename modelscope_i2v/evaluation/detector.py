@@ -237,7 +237,7 @@ def _track(patches: list[_Patch | None], shape: tuple[int, int, int]) -> Track:
 
 @functools.cache
 def _silhouettes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every kind at every angle, all of one area: [kinds, angles, pixels]; their angles; areas at radius 1."""
+    """Every kind at every angle, of one area [kinds, angles, pixels]; their angles; areas at radius 1."""
     fine = np.linspace(-1.5, 1.5, 601)
     areas = np.array([(silhouette(kind, *np.meshgrid(fine, fine)) < 0).sum() for kind in KINDS])
     areas = areas * (fine[1] - fine[0]) ** 2

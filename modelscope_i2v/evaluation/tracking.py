@@ -61,7 +61,7 @@ def motion(track: Track, width: int) -> str:
     time = np.linspace(0, 1, len(seen))[seen]
     x, y = track.centres[seen].T / width
     (dx, _), (dy, _) = np.polyfit(time, x, 1), np.polyfit(time, y, 1)
-    growth = np.polyfit(time, 0.5 * np.log(track.areas[seen]), 1)[0]
+    growth = _growth(track)
     # Twice up and down: for this, the slope says nothing.
     bounce = np.abs(np.sin(2 * np.pi * time))
     height = np.polyfit(bounce, -y, 1)[0]
@@ -115,25 +115,26 @@ def _camera(frames: np.ndarray, track: Track, motion: str) -> str:
         "grows": "zooms in",
         "shrinks": "zooms out",
     }
-    motion = _zoomed(frames, track) or motion
+    growth = _growth(track)
+    if abs(growth) >= _GREW:  # a shape beside the middle also moves, away from it or towards it
+        motion = "grows" if growth > 0 else "shrinks"
     if motion not in cameras:
         return STILL
     with_shape, still = _differences(frames, track)
     return cameras[motion] if with_shape < _WITH_SHAPE * still else STILL
 
 
-def _zoomed(frames: np.ndarray, track: Track) -> str | None:
-    """Growing or shrinking as a zoom has it: a shape beside the middle moves away from it, or towards it."""
+def _growth(track: Track) -> float:
+    """Change of the radius' logarithm from the first frame to the last."""
     seen = track.seen
+    if seen.sum() < 3:
+        return 0.0
     time = np.linspace(0, 1, len(seen))[seen]
-    if len(time) < 3:
-        return None
-    growth = np.polyfit(time, 0.5 * np.log(track.areas[seen]), 1)[0]
-    return None if abs(growth) < _GREW else "grows" if growth > 0 else "shrinks"
+    return float(np.polyfit(time, 0.5 * np.log(track.areas[seen]), 1)[0])
 
 
 def _differences(frames: np.ndarray, track: Track) -> tuple[float, float]:
-    """Mean squared change of the ground over a third of a clip: if it went with the shape, and if it stood."""
+    """Mean squared change of the ground over a third of a clip, if it went with the shape; if it stood."""
     cv2 = need("cv2")
     height, width = frames.shape[1:3]
     grey = frames.mean(-1, dtype=np.float32)

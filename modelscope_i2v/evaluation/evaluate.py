@@ -1,0 +1,224 @@
+"""Evaluation of one model: its clips of drawn scenes, measured against the truth."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoints.directory import ModelDirectory
+from ..checkpoints.hub import fetch
+from ..checkpoints.load import load_module
+from ..conditioning.clip import ImageEncoder
+from ..errors import CheckpointError, InputError, OutputError
+from ..generator import VideoGenerator
+from ..options import Options
+from ..progress import bar
+from . import metrics, pictures
+from .examples import examples
+from .extras import need
+from .generate import Saved, generate
+from .measure import EVERY, Made, of_clip, rows
+from .report import Report, Row
+
+CLIPS = 240
+BATCH = 8
+_SHOWN = 10
+"""Clips on the sheet, evenly spaced over all of them, whatever their verdicts."""
+
+
+def evaluate(
+    model: str | os.PathLike[str] | VideoGenerator,
+    *,
+    task: str | None = None,
+    clips: int = CLIPS,
+    seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    batch_size: int = BATCH,
+    save_clips: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: str = "sdpa",
+    progress: bool | None = None,
+    **options: Any,
+) -> Report:
+    """Measures what a model makes of scenes that no training sees.
+
+    Args:
+        model: a model directory, an id on the hub, or a generator that is loaded.
+        task: what the model must be for; by default whatever it is for.
+        clips: how many to make, 1 or more. Intervals narrow with its square root.
+        seed: of scenes and noise: the same for every model, so two reports compare clip by clip.
+        output: a folder for report.json, report.md, report.png and clips.png; None writes nothing.
+        save_clips: keep every clip in ``output``; a later call with the same settings reads them, so it
+            goes on where one was interrupted.
+        device, dtype, attention: see :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+        options: of the model's call, such as ``num_inference_steps``.
+
+    Raises:
+        InputError: for an argument or option that does not work, or a library that is missing.
+        CheckpointError: for a model that cannot be had.
+        OutputError: ``output`` cannot be written.
+        NumericalError, OutOfMemoryError: from the model.
+    """
+    _check(clips, seed, batch_size, save_clips, output)
+    for library in ("cv2", "skimage.metrics", "torchmetrics.image.fid", "matplotlib"):
+        need(library)
+    folder = None if output is None else _folder(output)
+    began = time.monotonic()
+    generator, encoder, name, note = _load(model, task, device, dtype, attention, progress)
+    given = {**options, "progress": False, "output_type": "pt"}
+    resolved = _resolve(generator, given)
+    settings = _settings(generator, resolved, clips, seed)
+    report = Report(name, generator.family.name, settings, notes=[note] if note else [])
+    saved = Saved(folder / "clips" if folder and save_clips else None, {**settings, "model": _identity(name)})
+    wanted = examples(clips, seed)
+    every = {int(i) for i in np.linspace(0, clips - 1, min(_SHOWN, clips)).round()}
+    shown: list[pictures.Shown] = []
+    made_features, true_features = [], []
+    with bar(clips, "Evaluating", progress, "clip") as evaluating:
+        for made in generate(generator, wanted, resolved, given, batch_size, saved):
+            found = of_clip(generator.family, made)
+            report.clips.append(found)
+            if encoder is not None:
+                made_features.append(metrics.features(made.frames, encoder))
+                true_features.append(metrics.features(made.truth.frames, encoder))
+            if made.example.number in every:
+                shown.append(pictures.Shown(made.frames, _input(generator, made), found))
+            evaluating.update()
+    report.rows = rows(generator.family, report.clips)
+    if encoder is not None and clips > 1:
+        others = [
+            metrics.features(example.render(*_size(resolved)).frames, encoder)
+            for example in examples(clips, seed + 1)
+        ]
+        report.rows += _distances(made_features, true_features, others)
+    report.seconds = time.monotonic() - began
+    if folder is not None:
+        _write(report, shown, folder)
+    return report
+
+
+def _check(clips: int, seed: int, batch_size: int, save_clips: bool, output: Any) -> None:
+    for name, value, least in (("clips", clips, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}={value!r} does not work: it must be a whole number from {least} up.")
+    if save_clips and output is None:
+        raise InputError("save_clips needs output, the folder to save them in.")
+
+
+def _folder(output: str | os.PathLike[str]) -> Path:
+    """The folder to write to, made and found writable before hours of work."""
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".evaluation.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"The folder {str(folder)!r} cannot be written to: {error.strerror or error}."
+        ) from error
+    return folder
+
+
+def _load(
+    model: Any, task: str | None, device: str | None, dtype: str | None, attention: str, progress: bool | None
+) -> tuple[VideoGenerator, ImageEncoder | None, str, str]:
+    """The generator, CLIP's image tower, the model's name, and why there is no tower."""
+    if isinstance(model, VideoGenerator):
+        if task not in (None, model.family.task):
+            raise InputError(f"The model is of the family {model.family.name}; {task} was asked.")
+        note = "" if model.image_encoder else "No Fréchet distance: the generator has no image tower of CLIP."
+        return model, model.image_encoder, "a loaded generator", note
+    directory = fetch(model)
+    generator = VideoGenerator.from_directory(directory, task, device, dtype, attention, progress)
+    encoder, note = generator.image_encoder, ""
+    if encoder is None:
+        try:
+            encoder = _image_tower(ModelDirectory.open(directory, task), generator.device)
+        except CheckpointError as error:
+            note = f"No Fréchet distance: CLIP's image tower cannot be loaded ({error})"
+    return generator, encoder, str(model), note
+
+
+def _image_tower(directory: ModelDirectory, device: torch.device) -> ImageEncoder:
+    with torch.device("meta"):
+        encoder = ImageEncoder(directory.clip)
+    weights = directory.read("clip")
+    ignore = [name for name in weights.tensors if not name.startswith("visual.")]
+    load_module(encoder, weights, dtype=torch.float32, device=device, ignore=ignore)
+    return encoder
+
+
+def _resolve(generator: VideoGenerator, given: dict[str, Any]) -> Options:
+    for name in ("seed", "generator", "latents", "num_videos", "batch_size"):
+        if given.get(name) is not None:
+            raise InputError(f"{name} is no option of an evaluation, which sets it itself.")
+    return generator.resolve({}, given)[1]
+
+
+def _settings(generator: VideoGenerator, options: Options, clips: int, seed: int) -> dict[str, Any]:
+    kept = {
+        name: value
+        for name, value in options.metadata().items()
+        if name not in ("crf", "decode_chunk_size", "sequential_guidance", "fps") and value not in ("", False)
+    }
+    dtype = str(generator.dtype).removeprefix("torch.")
+    return {"clips": clips, "seed": seed, "dtype": dtype, **kept}
+
+
+def _identity(name: str) -> list[Any]:
+    """A model's name and its files' sizes and times, which training changes."""
+    path = Path(name)
+    if not path.is_dir():
+        return [name]
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return [str(path.resolve()), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+
+
+def _size(options: Options) -> tuple[int, int, int]:
+    return options.num_frames, options.height, options.width
+
+
+def _input(generator: VideoGenerator, made: Made) -> np.ndarray | None:
+    """The picture or the first frame that a model was given, for the sheet."""
+    if generator.family.takes_video:
+        return made.example.degraded(made.truth.frames)[0]
+    return made.truth.frames[0] if generator.family.reads_image else None
+
+
+def _distances(made: Sequence[Any], true: Sequence[Any], others: Sequence[Any]) -> list[Row]:
+    """Fréchet distance of what was made to the true clips, and of as many other true clips to them."""
+    sets = [torch.stack(list(one)) for one in (made, true, others)]
+    count = len(sets[0])
+    return [
+        Row(name, EVERY, metrics.Estimate(value, float("nan"), float("nan"), count), "CLIP")
+        for name, value in (
+            ("Fréchet distance to true clips", metrics.frechet(sets[1], sets[0])),
+            ("Fréchet distance between true clips", metrics.frechet(sets[1], sets[2])),
+        )
+    ]
+
+
+def _write(report: Report, shown: Sequence[pictures.Shown], folder: Path) -> None:
+    writers: dict[str, Callable[[Path], Any]] = {
+        "report.json": lambda path: path.write_text(report.json(), encoding="utf-8"),
+        "report.md": lambda path: path.write_text(report.markdown(), encoding="utf-8"),
+        "report.png": lambda path: pictures.figure(report, path),
+        "clips.png": lambda path: pictures.sheet(shown).save(path, "PNG"),
+    }
+    for name, write in writers.items():
+        part = folder / f".{name}.part"
+        try:
+            write(part)
+            os.replace(part, folder / name)
+        except OSError as error:
+            raise OutputError(f"{str(folder / name)!r} cannot be written: {error}.") from error
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""What was measured: a table for the terminal, for Markdown and for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .metrics import Estimate
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of one group of clips.
+
+    Attributes:
+        unit: "" for a share of the clips, which is shown in percent.
+        goal: the bound that the value should reach, from above or (``below``) from below.
+    """
+
+    measure: str
+    group: str
+    estimate: Estimate
+    unit: str = ""
+    goal: float | None = None
+    below: bool = False
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is reached; None without one, or without a value."""
+        if self.goal is None or math.isnan(self.estimate.value):
+            return None
+        value = self.estimate.value
+        return value < self.goal if self.below else value >= self.goal
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text: measure, group, n, value, interval, goal, whether it is reached."""
+        value, interval = self.number(self.estimate.value), "–"
+        if not math.isnan(self.estimate.low) and self.estimate.n and self.estimate.low != self.estimate.high:
+            interval = f"{self.number(self.estimate.low)} … {self.number(self.estimate.high)}"
+        goal = "" if self.goal is None else f"{'<' if self.below else '≥'} {self.number(self.goal)}"
+        reached = {None: "", True: "yes", False: "no"}[self.reached]
+        return self.measure, self.group, str(self.estimate.n), value, interval, goal, reached
+
+    def number(self, value: float) -> str:
+        """A number in this row's unit."""
+        if math.isnan(value):
+            return "–"
+        if not self.unit:
+            return f"{100 * value:.1f}%"
+        return f"{value:.{1 if self.unit == 'dB' else 3}f} {self.unit}".strip()
+
+
+HEAD = ("measure", "clips", "n", "value", "95% interval", "goal", "reached")
+
+
+@dataclass
+class Report:
+    """Everything about one evaluation.
+
+    Attributes:
+        settings: how the clips were made: what makes the same report again.
+        clips: of each clip its caption, what was seen, and every number measured on it.
+        notes: what could not be measured, and why.
+    """
+
+    model: str
+    family: str
+    settings: dict[str, Any]
+    seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __getitem__(self, key: tuple[str, str]) -> Row:
+        """A row by its measure and group. Raises KeyError."""
+        for row in self.rows:
+            if (row.measure, row.group) == key:
+                return row
+        raise KeyError(key)
+
+    def table(self) -> str:
+        """For a terminal."""
+        return aligned([HEAD, *(row.cells() for row in self.rows)])
+
+    def markdown(self) -> str:
+        """The whole report, but for the single clips."""
+        made = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        lines = [
+            f"# {self.family}",
+            "",
+            f"Model: {self.model}. {len(self.clips)} clips in {self.seconds:.0f} s. Settings: {made}.",
+            "",
+            "Intervals hold the true value with 95% confidence: Wilson's for shares, bootstrapped for means.",
+            "",
+            *markdown_table([HEAD, *(row.cells() for row in self.rows)]),
+        ]
+        lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n".join(lines) + "\n"
+
+    def json(self) -> str:
+        """Everything, for programs; what could not be measured is null."""
+        content = asdict(self)
+        for entry, row in zip(content["rows"], self.rows):
+            entry["reached"] = row.reached
+        return json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, the first row its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text in columns, the first being their heads."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
