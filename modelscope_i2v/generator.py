@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import outputs, samples
+from .adapters import load as adapters
 from .checkpoints.directory import ModelDirectory
 from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from .conditioning.clip import ImageEncoder, TextEncoder
@@ -192,6 +193,26 @@ class VideoGenerator:
             sample = samples.read(self.family, inputs, options)
             for number in range(options.num_videos):
                 yield Job.of(sample, number)
+
+    def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None) -> str:
+        """Adds a LoRA to the U-Net; several add up. See :func:`modelscope_i2v.adapters.load.load_lora`.
+
+        Returns its name: ``name``, or that of the file or directory. Raises InputError, CheckpointError.
+        """
+        return adapters.load_lora(self.unet, path, scale, name, family=self.family.name)
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Takes a LoRA away, or all; videos are then as before. Raises InputError for an unknown name."""
+        adapters.unload_lora(self.unet, name)
+
+    def scale_lora(self, name: str, scale: float) -> None:
+        """Changes the strength of a LoRA that is loaded. Raises InputError."""
+        adapters.scale_lora(self.unet, name, scale)
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """The names of the LoRAs that are loaded, with their scales."""
+        return adapters.loras(self.unet)
 
     @torch.inference_mode()
     def generate(self, batch: list[Job]) -> Tensor:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ..checkpoints.writers import Planned, write_safetensors
 from ..errors import InputError, OutputError
-from ..networks.layers import Conv2d, Conv3d, Linear, Pointwise
+from ..networks.layers import Pointwise
+from .branches import ADAPTABLE
+from .files import CONFIG, METADATA, WEIGHTS
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The layers that get an adapter unless others are named: all projections of all attentions, those over a
@@ -27,15 +29,6 @@ frame's pixels and those over time."""
 
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 """More of them, for adapters that must learn more: the transformers' feed-forward layers."""
-
-ADAPTABLE = (Linear, Pointwise, Conv2d, Conv3d)
-"""The layers that can have an adapter."""
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's names of the two files in an adapter's directory."""
-
-METADATA = "lora_adapter_metadata"
-"""Where diffusers, and this package after it, puts the configuration in a safetensors file's header."""
 
 _NAME = "default"
 _PREFIX = "base_model.model."
@@ -113,7 +106,7 @@ def _layers(unet: nn.Module, targets: Sequence[str]) -> list[str]:
                 f"{', '.join(map(repr, (*TARGETS, *FEED_FORWARD)))} are."
             )
         for name, module in named.items():
-            if not isinstance(module, ADAPTABLE):
+            if type(module) not in ADAPTABLE:  # PEFT's matrices are of the layer's own class
                 kinds = ", ".join(kind.__name__ for kind in ADAPTABLE)
                 raise InputError(
                     f"The LoRA's target {target!r} means {name}, a {type(module).__name__}; only layers of "

@@ -113,6 +113,19 @@ def read_tensors(path: str | Path) -> TensorFile:
     return TensorFile(path, tensors, step, name, (mapped,))
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The texts in a ``.safetensors`` file's header; none for any other file that :func:`read_tensors` reads.
+
+    Raises CheckpointError as :func:`read_tensors` does.
+    """
+    if read_tensors(path).format != "safetensors":
+        return {}
+    with Path(path).open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        metadata = json.loads(file.read(length)).get("__metadata__") or {}
+    return {key: value for key, value in metadata.items() if isinstance(value, str)}
+
+
 _Reader = Callable[[Path, MappedFile], "tuple[dict[str, Tensor], int | None]"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,6 +129,61 @@ class VideoPipeline(Pipeline):
     def generator(self) -> VideoGenerator:
         """What makes the videos; it needs no ModelScope."""
         return self.model.generator
+
+    def load_lora(
+        self, path: str | Path, scale: float = 1.0, name: str | None = None, *, stage: str | None = None
+    ) -> str:
+        """Adds a LoRA to the model; several add up, each with its scale.
+
+        Args:
+            path: a directory of PEFT's, or a file; see :func:`modelscope_i2v.adapters.load.load_lora`.
+            scale: its strength; 0 is none.
+            name: what to call it later; by default the file's name, or the directory's.
+            stage: of a cascade ``"first"`` or ``"refine"``, and then needed: which of the two gets it.
+
+        Returns:
+            The name.
+
+        Raises:
+            InputError, CheckpointError: for a LoRA that cannot be used; the model is then as before.
+        """
+        stages = self._stages()
+        if stage not in stages:
+            right = " or ".join(map(repr, filter(None, stages)))
+            raise InputError(
+                f"stage={stage!r} does not work: "
+                + (f"in a cascade it must be {right}." if right else "only a cascade has stages.")
+            )
+        return stages[stage].load_lora(path, scale, name)
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Takes a LoRA away, or all; videos are then as before. Raises InputError for an unknown name.
+
+        In a cascade it is away from both stages, if both have one of that name; so with the scale.
+        """
+        for generator in self._having(name):
+            generator.unload_lora(name)
+
+    def scale_lora(self, name: str, scale: float) -> None:
+        """Changes the strength of a LoRA that is loaded. Raises InputError."""
+        for generator in self._having(name):
+            generator.scale_lora(name, scale)
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """The names of the LoRAs that are loaded, with their scales; a cascade's of both stages."""
+        return {name: scale for stage in self._stages().values() for name, scale in stage.loras.items()}
+
+    def _stages(self) -> dict[str | None, VideoGenerator]:
+        if self.cascade is None:
+            return {None: self.generator}
+        return {"first": self.cascade.first, "refine": self.cascade.second}
+
+    def _having(self, name: str | None) -> list[VideoGenerator]:
+        """The stages with a LoRA of that name, all of them for None."""
+        stages = list(self._stages().values())
+        having = [generator for generator in stages if name is None or name in generator.loras]
+        return having or stages[:1]  # which says that it has none of that name
 
     def __call__(self, input: Any, output_video: Any = None, **options: Any) -> Any:
         """Makes the video of an input, or of each in a list or an MsDataset.

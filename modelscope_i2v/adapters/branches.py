@@ -1,0 +1,98 @@
+"""Low-rank branches beside the layers of a network, which itself stays as it is.
+
+A branch adds to what its layer returns; the layer's weights are neither changed nor copied. So they may be
+a mapped file, a branch that is taken away leaves no trace, and several add up. The branches' matrices are
+buffers outside ``state_dict``: they move with the network, and its keys stay those of the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..networks.layers import Conv2d, Conv3d, Linear, Pointwise
+
+ADAPTABLE = (Linear, Pointwise, Conv2d, Conv3d)
+"""The layers that can have a branch."""
+
+_ATTRIBUTE = "lora"
+_CONVOLUTIONS = {Conv2d: F.conv2d, Conv3d: F.conv3d}
+
+
+class Branch(nn.Module):
+    """``scale · factor · up(down(x))`` of one LoRA beside one layer.
+
+    Attributes:
+        name: the LoRA's.
+        scale: what the user multiplies it with.
+        factor: what the file does.
+    """
+
+    def __init__(self, name: str, down: Tensor, up: Tensor, factor: float, scale: float) -> None:
+        super().__init__()
+        self.name, self.factor, self.scale = name, factor, scale
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("up", up, persistent=False)
+
+    def forward(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """``layer``'s ``output`` for ``x`` with this branch's added."""
+        # The type is the layer's of now: a network is cast to fp32 and back where fp16 overflows.
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        convolve = next((f for kind, f in _CONVOLUTIONS.items() if isinstance(layer, kind)), None)
+        if convolve is None:
+            added = F.linear(F.linear(x, down), up)
+        else:
+            hidden = convolve(x, down, None, layer.stride, layer.padding, layer.dilation)
+            added = convolve(hidden, up)
+        return torch.add(output, added, alpha=self.scale * self.factor)
+
+
+class Branches(nn.ModuleList):
+    """All branches of a layer, and the hook by which they see what it gets and returns."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.hook = layer.register_forward_hook(_add)
+
+
+def _add(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    x = args[0].to(layer.weight.dtype)
+    for branch in getattr(layer, _ATTRIBUTE):
+        output = branch(layer, x, output)
+    return output
+
+
+def attach(layer: nn.Module, branch: Branch) -> None:
+    """Puts a branch beside a layer; its matrices get the layer's device and type."""
+    if not hasattr(layer, _ATTRIBUTE):
+        setattr(layer, _ATTRIBUTE, Branches(layer))
+    getattr(layer, _ATTRIBUTE).append(branch.to(layer.weight.device, layer.weight.dtype))
+
+
+def detach(network: nn.Module, name: str | None = None) -> None:
+    """Takes the branches of one LoRA away, or of all."""
+    for layer, branches in list(_adapted(network)):
+        kept = [branch for branch in branches if name not in (None, branch.name)]
+        if kept:
+            branches[:] = []
+            branches.extend(kept)
+        else:
+            branches.hook.remove()
+            delattr(layer, _ATTRIBUTE)
+
+
+def branches(network: nn.Module) -> Iterator[Branch]:
+    """All branches in a network."""
+    for _, beside in _adapted(network):
+        yield from beside
+
+
+def _adapted(network: nn.Module) -> Iterator[tuple[nn.Module, Branches]]:
+    for layer in network.modules():
+        beside = getattr(layer, _ATTRIBUTE, None)
+        if isinstance(beside, Branches):
+            yield layer, beside
