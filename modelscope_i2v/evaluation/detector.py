@@ -39,6 +39,9 @@ _PRESENT = 0.6
 _LIGHT = 0.86
 """How light a shape is in the middle; see ``synthetic._cover``."""
 
+_SOFT = 0.17
+"""How soft the softened silhouettes are, in radii: a small autoencoder blunts corners and tips."""
+
 _GRID, _REACH, _ANGLES = 36, 1.7, 24
 
 
@@ -237,22 +240,32 @@ def _track(patches: list[_Patch | None], shape: tuple[int, int, int]) -> Track:
 
 @functools.cache
 def _silhouettes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every kind at every angle, of one area [kinds, angles, pixels]; their angles; areas at radius 1."""
-    fine = np.linspace(-1.5, 1.5, 601)
-    areas = np.array([(silhouette(kind, *np.meshgrid(fine, fine)) < 0).sum() for kind in KINDS])
-    areas = areas * (fine[1] - fine[0]) ** 2
-    line = ((np.arange(_GRID) + 0.5) / _GRID * 2 - 1) * _REACH
-    x, y = np.meshgrid(line, line)
+    """Every kind, sharp and softened, at every angle: pictures of one area [kinds, 2 · angles, pixels].
+
+    With them the angles [2 · angles for each kind] and the areas of the kinds at radius 1.
+    """
+    cv2 = need("cv2")
+    fine = np.linspace(-1.5, 1.5, 301)
+    step = fine[1] - fine[0]
+    inside = [(silhouette(kind, *np.meshgrid(fine, fine)) < 0).astype(np.float32) for kind in KINDS]
+    areas = np.array([one.sum() * step**2 for one in inside])
     angles = np.array([np.arange(_ANGLES) / _ANGLES * SYMMETRY[kind] for kind in KINDS])
-    pictures = np.empty((len(KINDS), _ANGLES, _GRID * _GRID), np.float32)
-    for index, kind in enumerate(KINDS):
+    pictures = np.empty((len(KINDS), 2 * _ANGLES, _GRID * _GRID), np.float32)
+    for index, sharp in enumerate(inside):
+        blurred = cv2.GaussianBlur(sharp, (0, 0), _SOFT / step)
+        # Corners are lost, the area stays.
+        level = np.sort(blurred.ravel())[-int(sharp.sum())]
         unit = np.sqrt(areas[index] / np.pi)  # the radius of a circle of that area
-        for number, angle in enumerate(angles[index]):
-            along = unit * (np.cos(angle) * x + np.sin(angle) * y)
-            across = unit * (np.cos(angle) * y - np.sin(angle) * x)
-            edge = 0.5 - silhouette(kind, along, across) / unit / (line[1] - line[0])
-            pictures[index, number] = edge.clip(0, 1).ravel()
-    return pictures, angles, areas
+        scale = 2 * _REACH / _GRID * unit / step
+        for softness, one in enumerate((sharp, (blurred >= level).astype(np.float32))):
+            one = cv2.GaussianBlur(one, (0, 0), 0.4 * scale)
+            for number, angle in enumerate(angles[index]):
+                turn = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+                corner = (len(fine) - 1) / 2 - turn @ np.full(2, (_GRID - 1) / 2)
+                flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+                picture = cv2.warpAffine(one, np.column_stack([turn, corner]), (_GRID, _GRID), flags=flags)
+                pictures[index, softness * _ANGLES + number] = picture.ravel()
+    return pictures, np.tile(angles, 2), areas
 
 
 def _overlaps(masks: np.ndarray, centres: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -274,8 +287,9 @@ def _overlaps(masks: np.ndarray, centres: np.ndarray, areas: np.ndarray) -> tupl
         both = np.minimum(sampled, templates).sum(-1)
         scores = both / (sampled.sum(-1) + templates.sum(-1) - both)
         top = scores.argmax(1)
+        ring = _ANGLES if period else 1
         before, peak, after = (
-            np.take_along_axis(scores, ((top + step) % len(templates))[:, None], 1)[:, 0]
+            np.take_along_axis(scores, (top // ring * ring + (top + step) % ring)[:, None], 1)[:, 0]
             for step in (-1, 0, 1)
         )
         bend = before - 2 * peak + after
