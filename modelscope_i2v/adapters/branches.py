@@ -75,13 +75,12 @@ def attach(layer: nn.Module, branch: Branch) -> None:
 
 def detach(network: nn.Module, name: str | None = None) -> None:
     """Takes the branches of one LoRA away, or of all."""
-    for layer, branches in list(_adapted(network)):
-        kept = [branch for branch in branches if name not in (None, branch.name)]
-        if kept:
-            branches[:] = []
-            branches.extend(kept)
-        else:
-            branches.hook.remove()
+    for layer, beside in list(_adapted(network)):
+        for index in reversed(range(len(beside))):
+            if name in (None, beside[index].name):
+                del beside[index]
+        if not beside:
+            beside.hook.remove()
             delattr(layer, _ATTRIBUTE)
 
 

@@ -167,7 +167,7 @@ def _fitted(unet: STUNet, file: LoraFile, name: str, scale: float) -> list[tuple
             continue
         made.append((place, _branch(place, pair, name, scale)))
     if lost or misfits:
-        raise CheckpointError(_explained(file, lost, misfits, len(made)))
+        raise CheckpointError(_explained(file, lost, misfits))
     return made
 
 
@@ -193,7 +193,7 @@ def _branch(place: _Place, pair: Pair, name: str, scale: float) -> Branch:
     return Branch(name, down, up, pair.factor, scale)
 
 
-def _explained(file: LoraFile, lost: list[str], misfits: list[str], fitting: int) -> str:
+def _explained(file: LoraFile, lost: list[str], misfits: list[str]) -> str:
     total = len(file.pairs)
     about = f" (of the family {file.family})" if file.family else ""
     reasons = []
@@ -204,9 +204,8 @@ def _explained(file: LoraFile, lost: list[str], misfits: list[str], fitting: int
         )
     if misfits:
         reasons.append(f"{len(misfits):,} of its layers are of another size: {_first(misfits, '; ')}")
-    partly = f" The other {fitting:,} would fit." if fitting else ""
     return (
-        f"{file.path} is a LoRA for another network{about}: {'; and '.join(reasons)}.{partly} Nothing was "
+        f"{file.path} is a LoRA for another network{about}: {'; and '.join(reasons)}. Nothing was "
         "changed; load it into the model that it was trained on."
     )
 

@@ -98,7 +98,7 @@ def _layers(unet: nn.Module, targets: Sequence[str]) -> list[str]:
         named = {
             name: module
             for name, module in unet.named_modules()
-            if name == target or name.endswith(f".{target}")
+            if (name == target or name.endswith(f".{target}")) and not isinstance(module, nn.Identity)
         }
         if not named:
             raise InputError(

@@ -1,0 +1,79 @@
+"""Small networks and LoRAs for them, by PEFT."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from checkpoints_factory import WIDTH, configs, random_state
+from torch import Tensor, nn
+
+from modelscope_i2v.adapters.lora import add_lora
+from modelscope_i2v.networks.stunet import STUNet
+
+
+@functools.cache
+def _original(family: str) -> STUNet:
+    sizes = dataclasses.replace(configs(family).unet, dim=32, dim_mult=(1, 2), attn_scales=(1, 0.5))
+    network = STUNet(sizes)
+    network.load_state_dict(random_state(network))
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def unet() -> Callable[[str], STUNet]:
+    """A family's small network; a new copy for each call."""
+    return lambda family="i2vgen-xl": copy.deepcopy(_original(family))
+
+
+@pytest.fixture
+def inputs() -> Callable[[STUNet], dict[str, Tensor]]:
+    """What a network takes: 2 frames of 8×8 latents, the same each time."""
+
+    def of(network: STUNet) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        random = functools.partial(torch.randn, generator=generator)
+        config = network.config
+        given = {"latents": random(1, 4, 2, 8, 8), "timesteps": torch.tensor([500])}
+        if not config.image_tokens or config.local_image:
+            given["text"] = random(1, 77, config.context_dim)
+        if config.image_tokens:
+            given["image"] = random(1, 1, WIDTH)
+        if config.fps_embedding:
+            given["fps"] = torch.tensor([8])
+        if config.local_image:
+            given["picture"] = random(1, 4, 8, 8)
+        return given
+
+    return of
+
+
+def learned(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives the adapters in a network values that they could have after training."""
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+    return network
+
+
+@pytest.fixture
+def trained(unet: Callable[[str], STUNet]) -> Callable[..., STUNet]:
+    """A network with PEFT's adapters in it."""
+
+    def of(family: str = "i2vgen-xl", seed: int = 0, targets: Sequence[str] | None = None) -> STUNet:
+        torch.manual_seed(seed)
+        return learned(add_lora(unet(family), 4, 8, targets), seed).eval()
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
