@@ -59,6 +59,8 @@ def _run(args: argparse.Namespace) -> int:
     if trainer.step:
         note(f"going on from step {trainer.step:,}")
     model = trainer.run()
+    if not trainer.machine.main:
+        return 0
     if model is None:
         say(f"Stopped after step {trainer.step:,} of {config.steps:,}; --resume goes on.")
     else:

@@ -15,9 +15,10 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..errors import InputError, OutputError
 
@@ -204,6 +205,16 @@ class _WrittenShard:
                 column.close()
 
 
+class Rows(NamedTuple):
+    """Windows of some clips, fp16."""
+
+    latents: np.ndarray
+    """[b, f, 4, h, w]."""
+    source: np.ndarray | None
+    image: np.ndarray | None
+    """[b, embed_dim]."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """The clips of one shape; the arrays are mapped files, fp16."""
@@ -226,6 +237,33 @@ class Shard:
     def frames(self) -> int:
         return self.latents.shape[1]
 
+    @property
+    def has_image(self) -> bool:
+        return self.image is not None
+
+    @property
+    def has_source(self) -> bool:
+        return self.source is not None
+
+    @property
+    def image_width(self) -> int:
+        """Of an embedding."""
+        return self.image.shape[1]
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """The files are mapped: nothing is gained by asking early."""
+
+    def read(self, rows: np.ndarray, starts: np.ndarray, length: int) -> Rows:
+        """Frames ``starts`` … ``starts + length`` of the clips ``rows`` (both [b])."""
+
+        def windows(array: np.ndarray | None) -> np.ndarray | None:
+            if array is None:
+                return None
+            return np.stack([array[row, start : start + length] for row, start in zip(rows, starts)])
+
+        image = None if self.image is None else self.image[rows]
+        return Rows(windows(self.latents), windows(self.source), image)
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -238,9 +276,18 @@ class Cache:
     """[captions, 77, width], fp16, or None where there are no texts."""
     fingerprint: str
     """Tells whether a cache is the same one: of its index and its files' sizes."""
+    made_by: Any = None
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
+
+    @property
+    def has_texts(self) -> bool:
+        return self.text is not None
+
+    def states(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Text states of captions by their places: [n, 77, width], fp32."""
+        return torch.from_numpy(self.text[np.asarray(rows)]).float()
 
     @classmethod
     def open(cls, path: str | Path) -> Cache:
@@ -279,4 +326,5 @@ class Cache:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"The cache {path} cannot be read: {type(error).__name__}: {error}.") from error
-        return cls(path, tuple(shards), tuple(index["captions"]), text, digest.hexdigest()[:16])
+        made_by = index.get("made_by")
+        return cls(path, tuple(shards), tuple(index["captions"]), text, digest.hexdigest()[:16], made_by)

@@ -6,7 +6,7 @@ So a run that goes on from a checkpoint sees what it would have seen, whatever t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.cache import Cache, Shard
+from ..data.live import LiveData, LiveShard
 from ..errors import InputError
 from ..families import Family
 
@@ -68,18 +69,21 @@ class Order:
         return [made[place] for place in random.permutation(len(made))]
 
 
-class CachedBatches:
-    """Batches of a cache's clips.
+class Batches:
+    """Batches of the clips of a cache, or of what is like one.
 
     Args:
         frames: of each clip; all of them if None.
-        image_ratio: share of the batches that are single pictures: the cache's pictures, or frames of its
+        image_ratio: share of the batches that are single pictures: the data's pictures, or frames of its
             clips where it has none.
+
+    Raises:
+        InputError: for what the family needs and the data lack.
     """
 
     def __init__(
         self,
-        cache: Cache,
+        data: Cache | LiveData,
         family: Family,
         *,
         batch_size: int,
@@ -87,17 +91,17 @@ class CachedBatches:
         frames: int | None = None,
         image_ratio: float = 0.0,
     ) -> None:
-        self.cache, self.family = cache, family
+        self.data, self.family = data, family
         self.batch_size, self.seed, self.image_ratio = batch_size, seed, image_ratio
-        self.clips = [shard for shard in cache.shards if shard.frames > 1] or list(cache.shards)
-        self.pictures = [shard for shard in cache.shards if shard.frames == 1] or self.clips
+        self.clips = [shard for shard in data.shards if shard.frames > 1] or list(data.shards)
+        self.pictures = [shard for shard in data.shards if shard.frames == 1] or self.clips
         longest = max(shard.frames for shard in self.clips)
         if frames is not None and frames > longest:
-            raise InputError(f"frames is {frames}; the longest clip of the cache {cache.path} has {longest}.")
+            raise InputError(f"frames is {frames}; the longest clip of {data.path} has {longest}.")
         self.frames = frames
         if frames is not None:
             self.clips = [shard for shard in self.clips if shard.frames >= frames]
-        _check(cache, family)
+        _check(data, family)
         self.orders = {
             False: Order(tuple(map(len, self.clips)), batch_size, 2 * seed),
             True: Order(tuple(map(len, self.pictures)), batch_size, 2 * seed + 1),
@@ -106,7 +110,7 @@ class CachedBatches:
     @property
     def fingerprint(self) -> str:
         """Tells whether the data are the same."""
-        return self.cache.fingerprint
+        return self.data.fingerprint
 
     def __len__(self) -> int:
         """Batches of clips in an epoch."""
@@ -114,64 +118,65 @@ class CachedBatches:
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> Batch:
         """Batch ``number`` of process ``rank`` among ``world``; every call with these gives the same."""
-        before, after = (math.floor((number + i) * self.image_ratio + 1e-9) for i in (0, 1))
-        still = after > before
-        place = (before if still else number - before) * world + rank
-        bucket, rows = self.orders[still].batch(place)
-        shard = (self.pictures if still else self.clips)[bucket]
+        still, place = self._place(number, rank, world)
+        shard, rows = self._rows(still, place)
         length = 1 if still else (self.frames or shard.frames)
         starts = np.zeros(len(rows), dtype=np.int64)
         if not self.family.reads_image:  # the picture's embedding is that of the first frame
             random = np.random.default_rng([self.seed, int(still), place, 7])
             starts = random.integers(0, shard.frames - length + 1, len(rows))
+        shard.prefetch(rows)
+        following, soon = self._rows(*self._place(number + 1, rank, world))
+        following.prefetch(soon)
         return self._batch(shard, rows, starts, length)
 
-    def _batch(self, shard: Shard, rows: np.ndarray, starts: np.ndarray, length: int) -> Batch:
-        def clips(array: np.ndarray) -> Tensor:
-            windows = [array[row, start : start + length] for row, start in zip(rows, starts)]
-            return torch.from_numpy(np.stack(windows)).float().transpose(1, 2)  # [b, 4, f, h, w]
+    def _place(self, number: int, rank: int, world: int) -> tuple[bool, int]:
+        """Whether a batch is of pictures, and its place among those like it."""
+        before, after = (math.floor((number + i) * self.image_ratio + 1e-9) for i in (0, 1))
+        still = after > before
+        return still, (before if still else number - before) * world + rank
 
-        latents = clips(shard.latents)
-        family, conditions = self.family, {}
+    def _rows(self, still: bool, place: int) -> tuple[Shard | LiveShard, np.ndarray]:
+        bucket, rows = self.orders[still].batch(place)
+        return (self.pictures if still else self.clips)[bucket], rows
+
+    def _batch(self, shard: Shard | LiveShard, rows: np.ndarray, starts: np.ndarray, length: int) -> Batch:
+        def clips(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).float().transpose(1, 2)  # [b, 4, f, h, w]
+
+        read = shard.read(rows, starts, length)
+        latents, family, conditions = clips(read.latents), self.family, {}
         if family.reads_text:
-            conditions["text"] = _rows(self.cache.text, shard.captions[rows])
+            conditions["text"] = self.data.states(shard.captions[rows])
         if family.reads_image:
-            conditions["image"] = _rows(shard.image, rows).unsqueeze(1)
+            conditions["image"] = torch.from_numpy(read.image).float().unsqueeze(1)
         if family.unet.fps_embedding:
             conditions["fps"] = torch.from_numpy(shard.fps[rows])
         if family.unet.local_image:
             conditions["picture"] = latents[:, :, 0]
-        source = None if shard.source is None or not family.takes_video else clips(shard.source)
-        return Batch(latents, source, conditions)
+        return Batch(latents, clips(read.source) if family.takes_video else None, conditions)
 
     def dropped(self, text: str) -> dict[str, Tensor]:
         """What replaces the conditions of a sample without a wish, each [1, …].
 
-        Raises InputError if the cache lacks that text.
+        Raises InputError if the data lack that text.
         """
         conditions = {}
         if self.family.reads_text:
-            if text not in self.cache.captions:
-                raise InputError(
-                    f"dropped_text is {text!r}, whose states the cache {self.cache.path} does not have."
-                )
-            conditions["text"] = _rows(self.cache.text, [self.cache.captions.index(text)])
+            if text not in self.data.captions:
+                raise InputError(f"dropped_text is {text!r}, whose states {self.data.path} does not have.")
+            conditions["text"] = self.data.states([self.data.captions.index(text)])
         if self.family.reads_image:
-            width = self.clips[0].image.shape[-1]
-            conditions["image"] = torch.zeros(1, 1, width)
+            conditions["image"] = torch.zeros(1, 1, self.clips[0].image_width)
         return conditions
 
 
-def _rows(array: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(array[np.asarray(rows)])).float()
-
-
-def _check(cache: Cache, family: Family) -> None:
-    """Raises InputError for what the family needs and the cache lacks."""
-    for shard in cache.shards:
-        if family.reads_image and shard.image is None:
-            raise InputError(f"The cache {cache.path} has no image embeddings, which {family.name} needs.")
-        if family.reads_text and (shard.captions < 0).any():
-            raise InputError(f"The cache {cache.path} has no text states, which {family.name} needs.")
-        if family.takes_video and shard.source is None:
-            raise InputError(f"The cache {cache.path} has no degraded clips, which {family.name} needs.")
+def _check(data: Cache | LiveData, family: Family) -> None:
+    """Raises InputError for what the family needs and the data lack."""
+    if family.reads_text and not data.has_texts:
+        raise InputError(f"{data.path} has no text states, which {family.name} needs.")
+    for shard in data.shards:
+        if family.reads_image and not shard.has_image:
+            raise InputError(f"{data.path} has no image embeddings, which {family.name} needs.")
+        if family.takes_video and not shard.has_source:
+            raise InputError(f"{data.path} has no degraded clips, which {family.name} needs.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..checkpoints.tensors import read_tensors, select
 from ..errors import InputError
@@ -54,11 +56,24 @@ def take_over(network: nn.Module, path: str | Path) -> tuple[int, int]:
     return len(fitting), len(own)
 
 
+def own(network: STUNet) -> STUNet:
+    """The same with memory of its own: loaded parameters may be a mapped file."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
+    return network
+
+
 def channels_last(network: nn.Module) -> None:
     """Lays the weights of 2-D convolutions out as their fastest kernels want them."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def checkpointed(network: STUNet) -> None:
+    """Has the U-Net's stages keep only their input for the backward pass, and compute the rest again."""
+    for stage in (*network.input_blocks, network.middle_block, *network.output_blocks):
+        stage.forward = functools.partial(checkpoint, stage.forward, use_reentrant=False)
 
 
 class Average:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -15,23 +16,28 @@ from types import FrameType
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
 from ..checkpoints.load import load_module
-from ..data.cache import Cache
-from ..devices import resolve_device
+from ..data.encode import Encoders
 from ..errors import InputError, NumericalError
 from ..networks.attention import use_kernel
 from ..networks.layers import GroupNorm, LayerNorm
 from ..networks.stunet import STUNet
 from . import state
-from .batches import Batch, CachedBatches
+from .batches import Batch, Batches
 from .config import TrainConfig
-from .networks import Average, channels_last, started, take_over
+from .curves import Board, draw
+from .data import open_data
+from .machine import Machine
+from .networks import Average, channels_last, checkpointed, own, started, take_over
 from .objective import Noised, Objective, loss
 from .progress import Progress
+from .result import fill, write_model
+from .samples import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +62,11 @@ class Trainer:
         resume: go on from the last checkpoint in the output directory, if there is one.
         progress: show a bar; None: on a terminal, and lines now and then elsewhere.
 
+    Attributes:
+        step: how many are done.
+        curve: its points.
+        unet: the network in training, fp32.
+
     Raises:
         InputError: before anything is trained, for data that do not fit, a run that is already there and
             is not to be resumed, or one that was made with another configuration.
@@ -67,7 +78,8 @@ class Trainer:
         self.output = Path(config.output)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.device = resolve_device(config.device)
+        self.machine = Machine(config.device)
+        self.device = self.machine.device
         self.directory = ModelDirectory.open(fetch(config.model), new_unet=config.mode == "scratch")
         self.family = self.directory.family
         last = self._last(resume)
@@ -82,15 +94,15 @@ class Trainer:
         )
         self.dropped = self.batches.dropped(config.dropped_text)
         self.unet = self._network()
-        use_kernel(self.unet, config.attention)
         self.trained = {
             name: parameter for name, parameter in self.unet.named_parameters() if parameter.requires_grad
         }
         self.average = Average(self.trained.items(), config.ema) if config.ema else None
         self.optimizer = self._optimizer()
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=config.mixed_precision == "fp16" and self.device.type == "cuda"
-        )
+        half = config.mixed_precision == "fp16" and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.sampler = self._sampler()
+        self.parallel = self.machine.parallel(self.unet)
         self.compute = torch.compile(self._loss, dynamic=False) if config.compile else self._loss
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, float]] = []
@@ -99,6 +111,11 @@ class Trainer:
             self._restore(last)
 
     # What a run is made of
+
+    @functools.cached_property
+    def encoders(self) -> Encoders:
+        """The other networks of the model."""
+        return Encoders(self.directory, self.device)
 
     def _last(self, resume: bool) -> Path | None:
         """The checkpoint to go on from, whose configuration has been checked."""
@@ -113,10 +130,10 @@ class Trainer:
         self.config.check_resume(state.read_state(found[-1])["config"], found[-1])
         return found[-1]
 
-    def _data(self) -> CachedBatches:
+    def _data(self) -> Batches:
         config = self.config
-        return CachedBatches(
-            Cache.open(config.data["cache"]),
+        return Batches(
+            open_data(config, self.directory, lambda: self.encoders, self.machine, self.progress),
             self.family,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -135,11 +152,36 @@ class Trainer:
             with torch.device("meta"):
                 network = STUNet(self.directory.unet)
             load_module(network, self.directory.read("unet"), dtype=torch.float32)
-            network = _own(network).requires_grad_(True).train()
+            network = own(network)
+            if config.mode == "lora":
+                from ..adapters.lora import add_lora
+
+                with torch.random.fork_rng():
+                    torch.manual_seed(config.seed)
+                    add_lora(network, **config.lora)
+            else:
+                network.requires_grad_(True)
+            network.train()
         network.to(self.device)
         if config.compile or self.device.type == "cuda":
             channels_last(network)
-        return network
+        if config.gradient_checkpointing:
+            checkpointed(network)
+        return use_kernel(network, config.attention)
+
+    def _sampler(self) -> Sampler | None:
+        config = self.config
+        if not (config.sample_every and self.machine.main):
+            return None
+        inputs: list[Any] = list(config.sample_inputs)
+        if not inputs and self.family.reads_text and not (self.family.reads_image or self.family.takes_video):
+            texts = [text for text in self.batches.data.captions if text != config.dropped_text]
+            inputs = texts[:: max(len(texts) // 4, 1)][:4]
+        if not inputs:
+            raise InputError(
+                f"sample_every needs sample_inputs: {self.family.name} does not go by text alone."
+            )
+        return Sampler(self.encoders, self.unet, inputs, config.sample_options)
 
     def _optimizer(self) -> torch.optim.AdamW:
         norms = {
@@ -151,14 +193,11 @@ class Trainer:
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for parameter in self.trained.values():
             groups[parameter.ndim > 1 and id(parameter) not in norms].append(parameter)
-        config = self.config
+        decays = {True: self.config.weight_decay, False: 0.0}
         return torch.optim.AdamW(
-            [
-                {"params": groups[True], "weight_decay": config.weight_decay},
-                {"params": groups[False], "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            betas=config.betas,
+            [{"params": group, "weight_decay": decays[key]} for key, group in groups.items() if group],
+            lr=self.config.lr,
+            betas=self.config.betas,
             fused=self.device.type in ("cpu", "cuda"),
         )
 
@@ -170,11 +209,11 @@ class Trainer:
             self.config.mixed_precision
         ]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            return loss(self.unet, Noised(*noised), conditions).mean()
+            return loss(self.parallel, Noised(*noised), conditions).mean()
 
     def prepare(self, batch: Batch, number: int) -> tuple[Noised, dict[str, Tensor]]:
         """A batch with its noise, timesteps and dropped conditions, all drawn from the batch's number."""
-        generator = torch.Generator().manual_seed(_mixed(self.config.seed, number, 0))
+        generator = torch.Generator().manual_seed(self._seed(number, 0))
         count = len(batch.latents)
         timesteps = self.objective.draw(count, generator)
         noise = self.objective.noise(tuple(batch.latents.shape), generator)
@@ -192,16 +231,20 @@ class Trainer:
     def _step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step; returns its loss and the length of its gradient."""
         config, total = self.config, torch.zeros((), device=self.device)
+        parts, machine = config.gradient_accumulation, self.machine
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        for part in range(config.gradient_accumulation):
-            number = self.step * config.gradient_accumulation + part
-            noised, conditions = self.prepare(self.batches.batch(number), number)
-            torch.manual_seed(_mixed(config.seed, number, 1))  # of the network's dropout
+        for number in range(self.step * parts, (self.step + 1) * parts):
+            batch = self.batches.batch(number, machine.rank, machine.world)
+            noised, conditions = self.prepare(batch, number)
+            torch.manual_seed(self._seed(number, 1))  # of the network's dropout
             fields = (noised.latents, noised.timesteps, noised.target, noised.weight)
-            value = self.compute(fields, conditions) / config.gradient_accumulation
-            self.scaler.scale(value).backward()
+            more = number + 1 < (self.step + 1) * parts
+            with machine.local(self.parallel) if more else contextlib.nullcontext():
+                value = self.compute(fields, conditions) / parts
+                self.scaler.scale(value).backward()
             total += value.detach()
+        total = machine.mean(total)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm or math.inf)
         self.scaler.step(self.optimizer)
@@ -211,23 +254,31 @@ class Trainer:
             self.average.update()
         return total, norm
 
+    def _seed(self, number: int, purpose: int) -> int:
+        """Of the random numbers for one purpose in one batch; each process has others.
+
+        The first process has the same as a run by itself.
+        """
+        return _mixed(self.config.seed, number, purpose + 2 * self.machine.rank)
+
     # The run
 
     def run(self) -> Path | None:
         """Trains to the end, or until ``max_minutes`` or a signal ends it, and leaves a checkpoint.
 
-        Returns the directory of the model that came out; None where there is more to train.
+        Returns what came out, a model directory or a LoRA file; None where there is more to train.
 
         Raises:
             NumericalError: the loss is no number any more.
-            OutputError: a checkpoint cannot be written.
+            OutputError: a checkpoint, or the model, cannot be written.
         """
-        config = self.config
-        self.output.mkdir(parents=True, exist_ok=True)
-        self._write_curve()
+        config, main = self.config, self.machine.main
+        self.machine.alone(self._write_curve)
+        board = Board(self.output / "tensorboard", self.step) if main else None
         began, saved = time.monotonic(), self.step
-        with _stopping() as stop, Progress(self.step, config.steps, self.progress) as shown:
-            while self.step < config.steps and not stop:
+        show = self.progress if main else False
+        with _stopping() as stop, Progress(self.step, config.steps, show) as shown:
+            while self.step < config.steps:
                 before = time.monotonic()
                 value, norm = self._step()
                 self.step += 1
@@ -239,15 +290,52 @@ class Trainer:
                 ]
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self._point()
+                    if board is not None:
+                        board.point(self.curve[-1])
                 if self.step % config.checkpoint_every == 0:
                     self.save()
                     saved = self.step
+                if self.sampler is not None and self.step % config.sample_every == 0:
+                    board.picture(self.sample(), self.step)
                 shown.update(self.step, self.curve[-1]["loss"] if self.curve else None)
-                if config.max_minutes and time.monotonic() - began > 60 * config.max_minutes:
+                late = config.max_minutes and time.monotonic() - began > 60 * config.max_minutes
+                if self.machine.any(bool(stop or late)):
                     break
             if saved != self.step:
                 self.save()
-        return None
+        if board is not None:
+            board.close()
+        if self.step < config.steps:
+            return None
+        target = self.output / ("lora.safetensors" if config.mode == "lora" else "model")
+        self.machine.alone(lambda: self.write(target))
+        return target
+
+    def sample(self) -> Image.Image:
+        """A sheet of samples, by the averaged weights; also written to ``samples/step-….png``."""
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            sheet = self.sampler.sheet()
+        path = self.output / "samples" / f"step-{self.step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(path)
+        return sheet
+
+    def write(self, target: Path) -> Path:
+        """Writes what has been trained so far: a model directory, or a LoRA file. Raises OutputError."""
+        values = dict(self.average.values if self.average else self.trained)
+        if self.config.mode == "lora":
+            from ..adapters.lora import save_lora
+
+            return save_lora(
+                self.unet, target, family=self.family.name, base=self.config.model, weights=values
+            )
+        return write_model(
+            target, self.directory, values, fill=lambda path: fill(path, self, self._example_caption())
+        )
+
+    def _example_caption(self) -> str:
+        captions = [text for text in self.batches.data.captions if text != self.config.dropped_text]
+        return captions[0] if captions else ""
 
     def _point(self) -> None:
         """Adds a point to the curve: means over the steps since the last."""
@@ -266,16 +354,21 @@ class Trainer:
                 "'no', may help; the last checkpoint is as it was."
             )
         self.curve.append(point)
-        with (self.output / CURVE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(point) + "\n")
+        if self.machine.main:
+            with (self.output / CURVE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(point) + "\n")
 
     def _write_curve(self) -> None:
         """The curve up to here, without what a killed run drew after its last checkpoint."""
+        self.output.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(point) + "\n" for point in self.curve)
         (self.output / CURVE).write_text(text, encoding="utf-8")
 
-    def save(self) -> Path:
-        """Writes a checkpoint. Raises OutputError."""
+    def save(self) -> None:
+        """Writes a checkpoint, and the curve as a picture beside it. Raises OutputError."""
+        self.machine.alone(self._save)
+
+    def _save(self) -> None:
         saved = state.Saved(
             step=self.step,
             config=self.config.to_dict(),
@@ -288,7 +381,9 @@ class Trainer:
             recent=self.recent,
             seconds=self.seconds,
         )
-        return state.save(self.output / CHECKPOINTS, saved, self.config.keep_checkpoints)
+        state.save(self.output / CHECKPOINTS, saved, self.config.keep_checkpoints)
+        if self.curve:
+            draw(self.curve, self.output / "curve.png")
 
     def _restore(self, path: Path) -> None:
         saved = state.load(path)
@@ -303,13 +398,6 @@ class Trainer:
         self.scaler.load_state_dict(saved.scaler)
         self.step, self.curve, self.recent = saved.step, saved.curve, saved.recent
         self.seconds = saved.seconds
-
-
-def _own(network: nn.Module) -> nn.Module:
-    """The same with memory of its own: loaded parameters may be a mapped file."""
-    for parameter in network.parameters():
-        parameter.data = parameter.data.clone()
-    return network
 
 
 def _mixed(*numbers: int) -> int:

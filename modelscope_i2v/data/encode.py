@@ -1,0 +1,83 @@
+"""Clips and texts as the networks see them: latents, text states, picture embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoints.directory import ModelDirectory
+from ..checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
+from ..conditioning.clip import ImageEncoder, TextEncoder
+from ..families import LATENT_SCALE
+from ..media.transforms import center_crop, clip_pixels
+from ..networks.autoencoder import AutoencoderKL
+
+_CHUNK = 8
+"""Frames, or texts, that are encoded at a time."""
+
+
+class Encoders:
+    """The networks of a checkpoint beside its U-Net, fp32, for training: they do not change.
+
+    Attributes:
+        text_encoder, image_encoder: CLIP's towers; None where the family does not read them.
+        autoencoder: between frames and latents.
+
+    Raises:
+        CheckpointError: for files that do not fit.
+    """
+
+    def __init__(self, directory: ModelDirectory, device: torch.device | str = "cpu") -> None:
+        self.directory, self.family = directory, directory.family
+        self.device = torch.device(device)
+        with torch.device("meta"):
+            self.autoencoder = AutoencoderKL(directory.autoencoder)
+            self.text_encoder = TextEncoder(directory.clip) if self.family.reads_text else None
+            self.image_encoder = ImageEncoder(directory.clip) if self.family.reads_image else None
+        tensors = directory.read("autoencoder")
+        load_module(self.autoencoder, tensors, device=self.device, ignore=AUTOENCODER_UNUSED)
+        for tower in (self.text_encoder, self.image_encoder):
+            if tower is not None:
+                ignore = (*tower.unused, *CLIP_UNUSED)
+                load_module(tower, directory.read("clip"), device=self.device, ignore=ignore)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Text states [n, 77, width] on the CPU, as the pipeline computes them of these texts."""
+        whole = [text + self.family.prompt_suffix for text in texts]
+        parts = (whole[start : start + _CHUNK] for start in range(0, len(whole), _CHUNK))
+        return torch.cat([self.text_encoder.encode(part).cpu() for part in parts])
+
+    @torch.inference_mode()
+    def latents(self, frames: Tensor, seed: int) -> Tensor:
+        """Frames [f, 3, height, width] in -1..1 as scaled latents [f, 4, h, w] on the CPU, fp32.
+
+        A sample of the posterior, on the network's canvas, as in the pipelines; ``seed`` decides which.
+        """
+        factor = self.autoencoder.config.factor
+        height, width = (-(-side // factor) for side in frames.shape[2:])
+        rows, columns = self.directory.unet.canvas(height, width)
+        below, beside = rows * factor - frames.shape[2], columns * factor - frames.shape[3]
+        frames = F.pad(frames, (0, beside, 0, below), mode="replicate")
+        shape = (len(frames), self.autoencoder.config.embed_dim, rows, columns)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        parts = [
+            self.autoencoder.encode(part.to(self.device)).sample(fresh.to(self.device)).cpu()
+            for part, fresh in zip(frames.split(_CHUNK), noise.split(_CHUNK))
+        ]
+        return LATENT_SCALE * torch.cat(parts)
+
+    @torch.inference_mode()
+    def picture(self, frame: np.ndarray, width: int) -> Tensor:
+        """The embedding [embed_dim] of a picture uint8 [h, w, 3], cut for CLIP as the pipeline does it.
+
+        ``width`` is that of the video.
+        """
+        side = self.family.clip_crop or width
+        pixels = clip_pixels(center_crop(Image.fromarray(frame), side, side), self.image_encoder.image_size)
+        return self.image_encoder.encode(pixels[None])[0, 0].cpu()

@@ -1,0 +1,203 @@
+"""Videos and pictures with captions: in a folder, or in a data set of ModelScope's hub."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from ..media.images import load_image
+from ..media.transforms import center_crop
+from ..media.videos import read_video
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".ts", ".wmv")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+
+FILE_COLUMNS = ("file", "file_name", "path", "video", "video:FILE", "image", "image:FILE")
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A video or picture and its caption."""
+
+    source: Any
+    """A path, a URL, bytes, or a picture that is decoded already."""
+    caption: str
+    name: str
+    """What messages call it."""
+
+    @property
+    def is_picture(self) -> bool:
+        if isinstance(self.source, (str, Path)):
+            return Path(self.name).suffix.lower() in PICTURES
+        return isinstance(self.source, Image.Image)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An entry's pixels."""
+
+    frames: np.ndarray
+    """uint8 [f, height, width, 3], cut to the size of training."""
+    first: np.ndarray
+    """The first frame as it was, uint8 [h, w, 3]."""
+    fps: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How videos become clips of one size."""
+
+    height: int
+    width: int
+    frames: int
+    """Of a clip; videos with fewer are not used."""
+    fps: float | None = None
+    """Frames are left out to come near this rate; None: none is."""
+
+    def decode(self, entry: Entry) -> Decoded:
+        """The entry's clip, or its picture as a clip of one frame (at 1 fps).
+
+        Cut from the middle of each frame, as image-to-video cuts its picture. Raises InputError for what
+        cannot be read, or is too short.
+        """
+        if entry.is_picture:
+            pixels, fps = np.asarray(load_image(entry.source))[None], 1.0
+        else:
+            stride = 1
+            if self.fps is not None:
+                stride = max(round(read_video(entry.source, max_frames=2).fps / self.fps), 1)
+            video = read_video(entry.source, max_frames=(self.frames - 1) * stride + 1)
+            pixels, fps = video.frames[::stride], video.fps / stride
+            if len(pixels) < self.frames:
+                raise InputError(f"{entry.name} has {len(pixels)} frames, and {self.frames} are needed.")
+        pictures = (Image.fromarray(frame) for frame in pixels)
+        cut = [np.asarray(center_crop(one, self.width, self.height, fill_short=True)) for one in pictures]
+        return Decoded(np.stack(cut), pixels[0], fps)
+
+
+def folder_entries(folder: str | Path, captions: str | None = None, *, text: bool = True) -> list[Entry]:
+    """The entries of a folder.
+
+    Args:
+        captions: a CSV or JSONL file, relative to the folder, with a column (key) for the file and one for
+            the caption; by default ``captions.csv`` or ``captions.jsonl``, if there is one.
+        text: whether captions are needed; without them every video and picture in the folder counts.
+
+    Raises:
+        InputError: for a folder that is not there or has nothing to train on, a captions file that cannot
+            be read, and captions of files that are not there.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"data.folder: there is no folder {folder}.")
+    file = _captions_file(folder, captions)
+    if file is None:
+        if text:
+            raise InputError(
+                f"data.captions: {folder} has no captions.csv or captions.jsonl, and none is named."
+            )
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS + PICTURES)
+        if not found:
+            raise InputError(f"data.folder: {folder} holds no video and no picture.")
+        return [Entry(path, "", path.relative_to(folder).as_posix()) for path in found]
+    rows = _rows(file)
+    missing = [name for name, _ in rows if not (folder / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise InputError(
+            f"{file} names files that {folder} does not have: {', '.join(missing[:_SHOWN])}{more}."
+        )
+    return [Entry(folder / name, caption, name) for name, caption in rows]
+
+
+def _captions_file(folder: Path, captions: str | None) -> Path | None:
+    if captions is not None:
+        path = folder / captions  # an absolute path stays as it is
+        if not path.is_file():
+            raise InputError(f"data.captions: there is no file {path}.")
+        return path
+    usual = (folder / name for name in ("captions.csv", "captions.jsonl"))
+    return next((path for path in usual if path.is_file()), None)
+
+
+def _rows(file: Path) -> list[tuple[str, str]]:
+    """File names and captions."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            if file.suffix.lower() == ".jsonl":
+                records = [json.loads(line) for line in opened if line.strip()]
+            else:
+                records = list(csv.DictReader(opened))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read: {error}.") from error
+    if not records or not all(isinstance(record, Mapping) for record in records):
+        raise InputError(f"{file} should have a line for each video, with its file and its caption.")
+    columns = _column(records[0], FILE_COLUMNS, file), _column(records[0], CAPTION_COLUMNS, file)
+    rows = []
+    for number, record in enumerate(records, start=1):
+        name, caption = (record.get(column) for column in columns)
+        if not isinstance(name, str) or not name or not isinstance(caption, str):
+            raise InputError(f"{file}: record {number} should have a text under {' and '.join(columns)}.")
+        rows.append((name, caption))
+    return rows
+
+
+def _column(record: Mapping[str, Any], names: Iterable[str], where: Any) -> str:
+    for name in names:
+        if name in record:
+            return name
+    raise InputError(
+        f"{where} has the columns {', '.join(map(str, record))}; one of {', '.join(names)} is needed."
+    )
+
+
+def dataset_entries(settings: Mapping[str, Any]) -> list[Entry]:
+    """The entries of a ModelScope data set, by the configuration's ``data`` (``msdataset`` and so on).
+
+    Raises InputError for a data set that cannot be loaded, or has not the columns.
+    """
+    name = settings["msdataset"]
+    try:
+        from modelscope.msdatasets import MsDataset
+
+        keys = ("namespace", "subset_name", "split")
+        dataset = MsDataset.load(name, **{key: settings[key] for key in keys if key in settings})
+        rows = list(dataset if not isinstance(dataset, dict) else next(iter(dataset.values())))
+    except Exception as error:  # of the network, the hub, or the data set's own script
+        raise InputError(
+            f"data.msdataset: {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not rows:
+        raise InputError(f"data.msdataset: {name!r} has no rows.")
+    given = settings.get("file_column"), settings.get("caption_column")
+    where = f"data.msdataset: {name!r}"
+    file = _column(rows[0], (given[0],) if given[0] else FILE_COLUMNS, where)
+    caption = _column(rows[0], (given[1],) if given[1] else CAPTION_COLUMNS, where)
+    entries = []
+    for number, row in enumerate(rows):
+        source = row[file]
+        if isinstance(source, Mapping):  # as the library datasets has files
+            source = source.get("bytes") or source.get("path")
+        label = Path(source).name if isinstance(source, str) else f"row {number}"
+        entries.append(Entry(source, str(row[caption]), label))
+    return entries
+
+
+def fingerprint(entries: Iterable[Entry], cut: Cut) -> str:
+    """Tells whether data are the same: of names, captions, sizes of files, and how they are cut."""
+    digest = hashlib.sha256(repr(cut).encode())
+    for entry in entries:
+        size = entry.source.stat().st_size if isinstance(entry.source, Path) else 0
+        digest.update(repr((entry.name, entry.caption, size)).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,161 @@
+"""The model card of a trained model: README.md with the front matter that ModelScope's hub reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..families import Family
+from ..networks.config import UNET_NUMBERS, STUNetConfig
+
+_FULL_DIM = 320
+_MEGABYTE = 1_000_000
+_PROCESS = 1500
+"""Megabytes that Python, PyTorch and ModelScope take by themselves."""
+
+
+def memory(weights: int, config: STUNetConfig, frames: int, height: int, width: int) -> dict[str, int]:
+    """What an inference service needs, in the fields of the hub's ``inferencespec``; megabytes.
+
+    Args:
+        weights: bytes of the model's files.
+        height, width: of a video, in pixels.
+    """
+    pixels = 2 * frames * math.prod(config.canvas(height // 8, width // 8))  # both branches of guidance
+    working = pixels * UNET_NUMBERS * config.dim // _FULL_DIM
+
+    def rounded(size: int) -> int:
+        return math.ceil((size / _MEGABYTE + _PROCESS) / 500) * 500
+
+    # On a CPU numbers are fp32, in the files fp16 as a rule.
+    return {
+        "cpu": 4,
+        "memory": rounded(2 * weights + 4 * working),
+        "gpu": 1,
+        "gpu_memory": rounded(weights + 2 * working),
+    }
+
+
+def inputs(family: Family) -> list[dict[str, Any]]:
+    """The inputs that the hub's page asks a visitor for."""
+    picture = {"type": "image", "name": "image", "title": "Picture"}
+    video = {"type": "video", "name": "video_path", "title": "Video"}
+    text = {"type": "text", "name": "text", "title": "Text", "validator": {"max_words": 75}}
+    wanted = [video] if family.takes_video else [picture] if family.reads_image else []
+    return [*wanted, text] if family.reads_text else wanted
+
+
+def front_matter(family: Family, spec: Mapping[str, int], example: Mapping[str, str], **fields: Any) -> str:
+    """The YAML at the top of a card, between its lines of dashes.
+
+    Args:
+        spec: of :func:`memory`.
+        example: values of the inputs by their names; files are ``git://`` and a path in the repository.
+        fields: what replaces or joins the fields, such as ``license``.
+    """
+    content = {
+        "tasks": [family.task],
+        "domain": ["multi-modal"],
+        "frameworks": ["pytorch"],
+        "license": "Apache License 2.0",
+        "language": ["en"],
+        "tags": ["modelscope-i2v", family.name],
+        "widgets": [
+            {
+                "task": family.task,
+                "inputs": inputs(family),
+                "examples": [
+                    {
+                        "name": 1,
+                        "title": "Example 1",
+                        "inputs": [{"name": name, "data": value} for name, value in example.items()],
+                    }
+                ],
+                "inferencespec": dict(spec),
+            }
+        ],
+        **fields,
+    }
+    return "---\n" + "\n".join(_yaml(content, 0)) + "\n---\n"
+
+
+def _yaml(value: Any, depth: int) -> list[str]:
+    """Lines of YAML; texts stand in quotes as JSON has them, which YAML understands."""
+    space = "  " * depth
+    lines: list[str] = []
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(item, (Mapping, list)) and item:
+                lines += [f"{space}{key}:", *_yaml(item, depth + 1)]
+            else:
+                lines.append(f"{space}{key}: {json.dumps(item, ensure_ascii=False)}")
+    else:
+        for item in value:
+            if isinstance(item, Mapping) and item:
+                first, *rest = _yaml(item, depth + 1)
+                lines += [f"{space}- {first.lstrip()}", *rest]
+            else:
+                lines.append(f"{space}- {json.dumps(item, ensure_ascii=False)}")
+    return lines
+
+
+def text(family: Family, header: str, name: str, facts: Mapping[str, Any], example: Mapping[str, str]) -> str:
+    """A whole README.md.
+
+    Args:
+        header: of :func:`front_matter`.
+        facts: what was trained, as a table.
+    """
+    stand_ins = {"image": "picture.png", "video_path": "video.mp4"}
+    given = {
+        wanted["name"]: example.get(wanted["name"], stand_ins.get(wanted["name"], "")).removeprefix("git://")
+        for wanted in inputs(family)
+    }
+    call = json.dumps(given if len(given) > 1 else next(iter(given.values())), ensure_ascii=False)
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return f"""{header}
+# {name}
+
+A model for {family.task}, trained with modelscope-i2v.
+
+## Use
+
+```python
+import modelscope_i2v
+from modelscope.pipelines import pipeline
+
+make = pipeline("{family.task}", "path/to/this/model")
+make({call}, output_video="video.mp4")
+```
+
+## Training
+
+| | |
+|---|---|
+{rows}
+
+The loss is in `curve.png`, point by point in `curve.jsonl`, and the whole configuration in `train.json`.
+"""
+
+
+def example(family: Family, directory: Path, samples: Sequence[Any], caption: str) -> dict[str, str]:
+    """Example inputs: the first of ``samples`` (inputs of the pipeline), or a caption of the data.
+
+    A file is copied into the model's directory; where there is none, the example lacks it.
+    """
+    first = samples[0] if samples else {}
+    given = dict(first) if isinstance(first, Mapping) else {inputs(family)[0]["name"]: first}
+    made = {}
+    for name in (wanted["name"] for wanted in inputs(family)):
+        value = given.get(name, caption if name == "text" else None)
+        if name != "text" and isinstance(value, str) and Path(value).is_file():
+            copy = directory / f"example{Path(value).suffix.lower()}"
+            shutil.copyfile(value, copy)
+            made[name] = f"git://{copy.name}"
+        elif name == "text":
+            made[name] = str(value)
+    return made

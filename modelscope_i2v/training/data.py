@@ -1,0 +1,74 @@
+"""From the configuration's ``data`` to clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..checkpoints.directory import ModelDirectory
+from ..data.cache import INDEX, Cache
+from ..data.encode import Encoders
+from ..data.folder import Cut, dataset_entries, fingerprint, folder_entries
+from ..data.live import LiveData
+from ..errors import InputError
+from .config import TrainConfig
+from .machine import Machine
+
+
+def open_data(
+    config: TrainConfig,
+    directory: ModelDirectory,
+    encoders: Callable[[], Encoders],
+    machine: Machine,
+    progress: bool | None = None,
+) -> Cache | LiveData:
+    """The clips that the configuration names; from a folder, they are cached where it says so.
+
+    Args:
+        encoders: loads them; it is not called for clips that are encoded already.
+
+    Raises:
+        InputError: for data that are not there, cannot be read, or differ from those in the cache.
+    """
+    settings, family = config.data, directory.family
+    if "cache" in settings:
+        return Cache.open(settings["cache"])
+    entries = (
+        folder_entries(settings["folder"], settings.get("captions"), text=family.reads_text)
+        if "folder" in settings
+        else dataset_entries(settings)
+    )
+    frames = config.frames or directory.defaults.get("num_frames", family.num_frames)
+    cut = Cut(
+        settings.get("height") or directory.defaults.get("height", family.height),
+        settings.get("width") or directory.defaults.get("width", family.width),
+        settings.get("max_frames") or frames,
+        settings.get("fps"),
+    )
+    if cut.height % 8 or cut.width % 8:
+        raise InputError(f"data: {cut.width}x{cut.height} should be multiples of 8, set height and width.")
+    if cut.frames < frames:
+        raise InputError(f"data.max_frames is {cut.frames} and should be at least frames ({frames}).")
+
+    def live() -> LiveData:
+        return LiveData(
+            entries,
+            cut,
+            encoders(),
+            dropped_text=config.dropped_text,
+            workers=settings.get("workers"),
+            progress=progress if machine.main else False,
+        )
+
+    if config.cache is None:
+        return live()
+    place = Path(config.cache)
+    if not (place / INDEX).is_file():
+        machine.alone(lambda: live().write(place, progress))
+    cache = Cache.open(place)
+    if cache.made_by != {"fingerprint": fingerprint(entries, cut), "model": str(directory.path)}:
+        raise InputError(
+            f"The cache {place} was made of other data, sizes or another model than the configuration names. "
+            "Remove it, or name another directory under cache."
+        )
+    return cache
