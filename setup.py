@@ -29,6 +29,7 @@ setup(
     install_requires=lines("requirements.txt"),
     extras_require={
         "xformers": ["xformers"],
+        "evaluate": ["matplotlib", "opencv-python-headless", "scikit-image", "torchmetrics"],
         "test": lines("tests/requirements.txt"),
     },
     entry_points={"console_scripts": ["modelscope-i2v = modelscope_i2v.cli.main:main"]},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .evaluate import evaluate
+from .run import evaluate
 from .judge import Verdict, judge
 from .report import Report
 

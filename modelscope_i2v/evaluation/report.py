@@ -37,7 +37,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text: measure, group, n, value, interval, goal, whether it is reached."""
-        value, interval = self.number(self.estimate.value), "–"
+        value, interval = f"{self.number(self.estimate.value)} {self.unit}".strip(), "–"
         if not math.isnan(self.estimate.low) and self.estimate.n and self.estimate.low != self.estimate.high:
             interval = f"{self.number(self.estimate.low)} … {self.number(self.estimate.high)}"
         goal = "" if self.goal is None else f"{'<' if self.below else '≥'} {self.number(self.goal)}"
@@ -45,12 +45,12 @@ class Row:
         return self.measure, self.group, str(self.estimate.n), value, interval, goal, reached
 
     def number(self, value: float) -> str:
-        """A number in this row's unit."""
+        """A number as this row shows it, without the unit."""
         if math.isnan(value):
             return "–"
         if not self.unit:
             return f"{100 * value:.1f}%"
-        return f"{value:.{1 if self.unit == 'dB' else 3}f} {self.unit}".strip()
+        return f"{value:.{1 if self.unit == 'dB' else 3}f}"
 
 
 HEAD = ("measure", "clips", "n", "value", "95% interval", "goal", "reached")
