@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,22 @@ from ..networks.autoencoder import AutoencoderKL
 
 _CHUNK = 8
 """Frames, or texts, that are encoded at a time."""
+
+_ENDS = 1 << 20
+"""Bytes."""
+
+
+def identity(directory: ModelDirectory) -> str:
+    """Tells whether a model encodes as another does: of the ends of its autoencoder's and CLIP's files."""
+    digest = hashlib.sha256()
+    for place in (directory.autoencoder_path, directory.clip_path):
+        for file in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
+            size = file.stat().st_size
+            with file.open("rb") as opened:
+                digest.update(f"{size} ".encode() + opened.read(_ENDS))
+                opened.seek(max(size - _ENDS, 0))
+                digest.update(opened.read())
+    return digest.hexdigest()[:16]
 
 
 class Encoders:

@@ -175,13 +175,25 @@ def dataset_entries(settings: Mapping[str, Any]) -> list[Entry]:
         dataset = MsDataset.load(name, **{key: settings[key] for key in keys if key in settings})
         rows = list(dataset if not isinstance(dataset, dict) else next(iter(dataset.values())))
     except Exception as error:  # of the network, the hub, or the data set's own script
-        raise InputError(
-            f"data.msdataset: {name!r} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"data.msdataset: {name!r} cannot be loaded: {reason}") from error
+    return row_entries(rows, f"data.msdataset: {name!r}", settings)
+
+
+def row_entries(rows: Iterable[Mapping[str, Any]], where: str, settings: Mapping[str, Any]) -> list[Entry]:
+    """The entries of a data set's rows.
+
+    Args:
+        where: what errors call it.
+        settings: ``file_column`` and ``caption_column``, where they have no usual name.
+
+    Raises:
+        InputError: for a data set without rows, or without these columns.
+    """
+    rows = list(rows)
     if not rows:
-        raise InputError(f"data.msdataset: {name!r} has no rows.")
+        raise InputError(f"{where} has no rows.")
     given = settings.get("file_column"), settings.get("caption_column")
-    where = f"data.msdataset: {name!r}"
     file = _column(rows[0], (given[0],) if given[0] else FILE_COLUMNS, where)
     caption = _column(rows[0], (given[1],) if given[1] else CAPTION_COLUMNS, where)
     entries = []
@@ -189,7 +201,7 @@ def dataset_entries(settings: Mapping[str, Any]) -> list[Entry]:
         source = row[file]
         if isinstance(source, Mapping):  # as the library datasets has files
             source = source.get("bytes") or source.get("path")
-        label = Path(source).name if isinstance(source, str) else f"row {number}"
+        label = Path(source).name if isinstance(source, (str, Path)) else f"row {number}"
         entries.append(Entry(source, str(row[caption]), label))
     return entries
 
@@ -198,6 +210,7 @@ def fingerprint(entries: Iterable[Entry], cut: Cut) -> str:
     """Tells whether data are the same: of names, captions, sizes of files, and how they are cut."""
     digest = hashlib.sha256(repr(cut).encode())
     for entry in entries:
-        size = entry.source.stat().st_size if isinstance(entry.source, Path) else 0
+        path = Path(entry.source) if isinstance(entry.source, (str, Path)) else None
+        size = path.stat().st_size if path is not None and path.is_file() else 0
         digest.update(repr((entry.name, entry.caption, size)).encode())
     return digest.hexdigest()[:16]

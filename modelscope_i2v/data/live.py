@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..checkpoints.directory import ModelDirectory
 from ..errors import InputError
 from ..media.transforms import frames_to_tensor
 from ..progress import bar
 from .cache import CacheWriter, Rows
 from .degrade import degrade
-from .encode import Encoders
+from .encode import Encoders, identity
 from .folder import Cut, Decoded, Entry, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ class _Encoded(NamedTuple):
     latents: np.ndarray
     source: np.ndarray | None
     image: np.ndarray | None
+
+
+def made_by(data: str, directory: ModelDirectory) -> dict[str, str]:
+    """What tells a cache of these data, by this model, from others; ``data`` is their fingerprint."""
+    return {"data": data, "model": identity(directory)}
 
 
 class LiveData:
@@ -90,11 +96,6 @@ class LiveData:
         """Text states of captions by their places: [n, 77, width], fp32."""
         return self.encoders.texts([self.captions[row] for row in rows]).half().float()
 
-    @property
-    def made_by(self) -> dict[str, str]:
-        """What tells a cache of these data from others."""
-        return {"fingerprint": self.fingerprint, "model": str(self.encoders.directory.path)}
-
     def tell(self) -> None:
         """Warns of the broken entries, with their number and names."""
         if self.broken:
@@ -111,7 +112,7 @@ class LiveData:
 
     def write(self, directory: str | Path, progress: bool | None = None) -> Path:
         """Writes all of it as a cache."""
-        writer = CacheWriter(directory, made_by=self.made_by)
+        writer = CacheWriter(directory, made_by=made_by(self.fingerprint, self.encoders.directory))
         if self.has_texts:
             for start in range(0, len(self.captions), 8):
                 part = range(start, min(start + 8, len(self.captions)))

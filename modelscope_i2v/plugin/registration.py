@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 FIELD = "multi-modal"
 """ModelScope's field of the three tasks; preprocessors are grouped by field, not by task."""
 
+TRAINER_GROUP = "default"
+"""ModelScope's group of all trainers."""
+
 _CONFIGURATION = "configuration.json"
 
 _PACKAGE = __name__.rpartition(".")[0]
@@ -63,6 +66,11 @@ def claim(registry: Any, group: str, name: str) -> Callable[[type], type]:
 def preprocessor_type(family: Family) -> str:
     """The name of a family's preprocessor in ModelScope's PREPROCESSORS registry."""
     return f"{family.name}-preprocessor"
+
+
+def trainer_type(family: Family) -> str:
+    """The name of a family's trainer in ModelScope's TRAINERS registry."""
+    return f"{family.name}-trainer"
 
 
 def classes_in_force() -> dict[str, str]:
@@ -107,6 +115,8 @@ def _keys(registry: str) -> Iterator[tuple[str, str]]:
             yield family.task, family.pipeline_type
         elif registry == "MODELS":
             yield family.task, family.model_type
+        elif registry == "TRAINERS":
+            yield TRAINER_GROUP, trainer_type(family)
         else:
             yield FIELD, preprocessor_type(family)
 
@@ -123,7 +133,7 @@ def _is_stock(cls: Any) -> bool:
 
 def _take_places(builder: ModuleType) -> None:
     """Points the index at our modules, and keeps stock classes out of their places from now on."""
-    kind = builder.__name__.split(".")[1]  # pipelines, models, preprocessors
+    kind = builder.__name__.split(".")[1]  # pipelines, models, preprocessors, trainers
     name = kind.upper()
     registry, index = getattr(builder, name), _index()
     places = set(_keys(name))
@@ -263,6 +273,7 @@ _ACTIONS: dict[str, Action] = {
     "modelscope.pipelines.builder": _take_pipelines,
     "modelscope.models.builder": _take_places,
     "modelscope.preprocessors.builder": _take_places,
+    "modelscope.trainers.builder": _take_places,
 }
 """What is done to which of ModelScope's modules."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..checkpoints.directory import ModelDirectory
 from ..data.cache import INDEX, Cache
 from ..data.encode import Encoders
-from ..data.folder import Cut, dataset_entries, fingerprint, folder_entries
-from ..data.live import LiveData
+from ..data.folder import Cut, Entry, dataset_entries, fingerprint, folder_entries
+from ..data.live import LiveData, made_by
 from ..errors import InputError
 from .config import TrainConfig
 from .machine import Machine
@@ -21,11 +21,13 @@ def open_data(
     encoders: Callable[[], Encoders],
     machine: Machine,
     progress: bool | None = None,
+    entries: Sequence[Entry] | None = None,
 ) -> Cache | LiveData:
     """The clips that the configuration names; from a folder, they are cached where it says so.
 
     Args:
         encoders: loads them; it is not called for clips that are encoded already.
+        entries: in place of those that the configuration names.
 
     Raises:
         InputError: for data that are not there, cannot be read, or differ from those in the cache.
@@ -33,11 +35,10 @@ def open_data(
     settings, family = config.data, directory.family
     if "cache" in settings:
         return Cache.open(settings["cache"])
-    entries = (
-        folder_entries(settings["folder"], settings.get("captions"), text=family.reads_text)
-        if "folder" in settings
-        else dataset_entries(settings)
-    )
+    if entries is None and "folder" in settings:
+        entries = folder_entries(settings["folder"], settings.get("captions"), text=family.reads_text)
+    elif entries is None:
+        entries = dataset_entries(settings)
     frames = config.frames or directory.defaults.get("num_frames", family.num_frames)
     cut = Cut(
         settings.get("height") or directory.defaults.get("height", family.height),
@@ -66,7 +67,7 @@ def open_data(
     if not (place / INDEX).is_file():
         machine.alone(lambda: live().write(place, progress))
     cache = Cache.open(place)
-    if cache.made_by != {"fingerprint": fingerprint(entries, cut), "model": str(directory.path)}:
+    if cache.made_by != made_by(fingerprint(entries, cut), directory):
         raise InputError(
             f"The cache {place} was made of other data, sizes or another model than the configuration names. "
             "Remove it, or name another directory under cache."

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
 from ..checkpoints.load import load_module
 from ..data.encode import Encoders
+from ..data.folder import Entry
 from ..errors import InputError, NumericalError
 from ..networks.attention import use_kernel
 from ..networks.layers import GroupNorm, LayerNorm
@@ -61,6 +62,7 @@ class Trainer:
         config: what to do.
         resume: go on from the last checkpoint in the output directory, if there is one.
         progress: show a bar; None: on a terminal, and lines now and then elsewhere.
+        entries: clips in place of those that the configuration names.
 
     Attributes:
         step: how many are done.
@@ -73,7 +75,14 @@ class Trainer:
         CheckpointError: for a model directory that cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, *, resume: bool = False, progress: bool | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        resume: bool = False,
+        progress: bool | None = None,
+        entries: Sequence[Entry] | None = None,
+    ) -> None:
         self.config, self.progress = config, progress
         self.output = Path(config.output)
         if config.num_threads:
@@ -83,7 +92,7 @@ class Trainer:
         self.directory = ModelDirectory.open(fetch(config.model), new_unet=config.mode == "scratch")
         self.family = self.directory.family
         last = self._last(resume)
-        self.batches = self._data()
+        self.batches = self._data(entries)
         self.objective = Objective.of(
             self.family,
             timesteps=config.timesteps,
@@ -130,10 +139,10 @@ class Trainer:
         self.config.check_resume(state.read_state(found[-1])["config"], found[-1])
         return found[-1]
 
-    def _data(self) -> Batches:
-        config = self.config
+    def _data(self, entries: Sequence[Entry] | None) -> Batches:
+        config, encoders = self.config, lambda: self.encoders
         return Batches(
-            open_data(config, self.directory, lambda: self.encoders, self.machine, self.progress),
+            open_data(config, self.directory, encoders, self.machine, self.progress, entries),
             self.family,
             batch_size=config.batch_size,
             seed=config.seed,

@@ -1,0 +1,122 @@
+"""The trainers of all families, in ModelScope's TRAINERS registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from modelscope.trainers.base import BaseTrainer
+from modelscope.trainers.builder import TRAINERS
+
+from ..data.folder import row_entries
+from ..errors import InputError
+from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..training.config import TrainConfig
+from ..training.trainer import Trainer
+from .registration import TRAINER_GROUP, claim, trainer_type
+
+
+class VideoTrainer(BaseTrainer):
+    """Trains a model of one family, as ``modelscope-i2v train`` does.
+
+    Args:
+        model: a model directory, or an id on the hub; as ``model`` in the configuration.
+        cfg_file: a JSON file with a training configuration (docs/training.md).
+        work_dir: as ``output`` in the configuration.
+        train_dataset: an ``MsDataset`` with a column of files and one of captions; else the configuration's
+            ``data`` says where clips are.
+        resume: go on from the last checkpoint, if there is one.
+        progress: show a bar; None: on a terminal.
+        settings: values of the configuration by their names; they come before the file's.
+
+    Attributes:
+        trainer: does the work.
+
+    Raises:
+        InputError: for a configuration or data that cannot be used, and for a model of another family.
+        CheckpointError: for a model directory that cannot be used.
+    """
+
+    family: Family
+
+    def __init__(
+        self,
+        model: str | None = None,
+        cfg_file: str | Path | None = None,
+        work_dir: str | None = None,
+        train_dataset: Any = None,
+        resume: bool = False,
+        progress: bool | None = None,
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> None:
+        given = {"model": model, "output": work_dir}
+        settings = {**{key: value for key, value in given.items() if value is not None}, **settings}
+        entries = None
+        if train_dataset is not None:
+            data = dict(settings.get("data", {}))
+            settings["data"] = {"msdataset": "train_dataset", **data}
+            entries = row_entries(train_dataset, "train_dataset", settings["data"])
+        if cfg_file is None:
+            config = TrainConfig.of(settings, "the trainer's arguments")
+        else:
+            config = TrainConfig.read(cfg_file, settings)
+        self.trainer = Trainer(config, resume=resume, progress=progress, entries=entries)
+        if self.trainer.family != self.family:
+            raise InputError(
+                f"{config.model} is a {self.trainer.family.name} model; its trainer is "
+                f"{trainer_type(self.trainer.family)!r}, not {trainer_type(self.family)!r}."
+            )
+
+    def train(self, *args: Any, **kwargs: Any) -> Path | None:
+        """Trains, as :meth:`modelscope_i2v.training.trainer.Trainer.run` does."""
+        return self.trainer.run()
+
+    def evaluate(self, checkpoint_path: str | None = None, *args: Any, **kwargs: Any) -> Mapping[str, float]:
+        """Measures a model on drawn scenes: :func:`modelscope_i2v.evaluation.run.evaluate`.
+
+        Args:
+            checkpoint_path: a model directory; by default what training wrote.
+            kwargs: of that function.
+
+        Returns:
+            Values by ``measure, group``.
+        """
+        from ..evaluation.run import evaluate
+
+        model = checkpoint_path or self.trainer.output / "model"
+        report = evaluate(model, task=self.family.task, **kwargs)
+        return {f"{row.measure}, {row.group}": row.estimate.value for row in report.rows}
+
+
+def _trainer(family: Family) -> Callable[[type], type]:
+    return claim(TRAINERS, TRAINER_GROUP, trainer_type(family))
+
+
+@_trainer(IMAGE_TO_VIDEO)
+class ImageToVideoTrainer(VideoTrainer):
+    """Of models that animate a picture."""
+
+    family = IMAGE_TO_VIDEO
+
+
+@_trainer(I2VGEN_XL)
+class I2VGenXLTrainer(VideoTrainer):
+    """Of models that animate a picture as a text says."""
+
+    family = I2VGEN_XL
+
+
+@_trainer(VIDEO_TO_VIDEO)
+class VideoToVideoTrainer(VideoTrainer):
+    """Of models that make a video larger and finer."""
+
+    family = VIDEO_TO_VIDEO
+
+
+@_trainer(TEXT_TO_VIDEO)
+class TextToVideoTrainer(VideoTrainer):
+    """Of models that make a video of a text."""
+
+    family = TEXT_TO_VIDEO
