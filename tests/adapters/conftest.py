@@ -53,17 +53,22 @@ def inputs() -> Callable[[STUNet], dict[str, Tensor]]:
     return of
 
 
-def learned(network: nn.Module, seed: int = 0) -> nn.Module:
+@pytest.fixture(scope="session")
+def learned() -> Callable[..., nn.Module]:
     """Gives the adapters in a network values that they could have after training."""
-    for name, parameter in network.named_parameters():
-        if "lora_B" in name:
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-    return network
+
+    def of(network: nn.Module, seed: int = 0) -> nn.Module:
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        return network
+
+    return of
 
 
 @pytest.fixture
-def trained(unet: Callable[[str], STUNet]) -> Callable[..., STUNet]:
+def trained(unet: Callable[[str], STUNet], learned: Callable[..., nn.Module]) -> Callable[..., STUNet]:
     """A network with PEFT's adapters in it."""
 
     def of(family: str = "i2vgen-xl", seed: int = 0, targets: Sequence[str] | None = None) -> STUNet:
