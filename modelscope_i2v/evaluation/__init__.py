@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .run import evaluate
 from .judge import Verdict, judge
 from .report import Report
+from .run import evaluate
 
 __all__ = ["Report", "Verdict", "evaluate", "judge"]

@@ -10,6 +10,9 @@ import numpy as np
 from ..data.synthetic import Scene
 from .tracking import Seen, look
 
+_NAMED = 3
+"""Shapes that are put into words; there are more only where a model failed."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -62,5 +65,7 @@ def words(seen: Seen) -> str:
         f"{track.colour or '?'} {track.kind or '?'} {motion}"
         for track, motion in zip(seen.shapes, seen.motions)
     ]
+    if len(shapes) > _NAMED:
+        shapes[_NAMED:] = [f"{len(shapes) - _NAMED} more"]
     text = " and ".join(shapes) or "nothing"
     return text if seen.camera == "stays" else f"{text}, camera {seen.camera}"
