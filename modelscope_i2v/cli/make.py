@@ -20,6 +20,7 @@ from ..options import FIELDS, options_of
 from .parser import (
     PROGRAM,
     UsageError,
+    add_loras,
     add_machine,
     add_options,
     flag,
@@ -81,6 +82,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_rest(parser: argparse.ArgumentParser, family: Family) -> None:
     parser.add_argument("-o", "--output", metavar="PATH", help=OUTPUT)
     add_machine(parser, {"model": family.hub_ids[0]})
+    add_loras(parser)
     group = parser.add_argument_group("how the video is made", "Defaults are those of the hub's models.")
     families = _alike(family)
     add_options(group, families, options_of_any(families))
@@ -105,9 +107,12 @@ def _run(family: Family, args: argparse.Namespace) -> int:
     output = free_output(family, args, options.get("num_videos", 1))
     seed = options.setdefault("seed", secrets.randbelow(2**32))
 
+    from ..adapters.files import read_lora
     from ..checkpoints.directory import ModelDirectory
     from ..devices import resolve_device
 
+    for path, _ in args.lora:
+        read_lora(path)  # rather than after a download
     device = resolve_device(args.device)
     directory = find_model(args.model)
     # ModelScope's own errors speak of registries.
@@ -121,6 +126,8 @@ def _run(family: Family, args: argparse.Namespace) -> int:
         attention=args.attention,
         progress=options.get("progress"),
     )
+    for number, (path, scale) in enumerate(args.lora, start=1):
+        pipe.load_lora(path, scale, name=str(number))  # two files may have the same name
     made = pipe(given, output_video=str(output), **options)["output_video"]
     seconds = time.monotonic() - start
     hint = "" if args.seed is not None else f"; --seed {seed} makes it again"

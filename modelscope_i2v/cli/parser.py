@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -134,6 +136,33 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
         help="PyTorch's own (the default), xFormers', or plain matrix products",
     )
     group.add_argument("--no-progress", action="store_true", help="show no progress bars")
+
+
+def add_loras(parser: argparse.ArgumentParser) -> None:
+    """A flag for the LoRAs that the model gets."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=_lora,
+        metavar="PATH[:SCALE]",
+        help="a LoRA for the model, a file or PEFT's directory, and its strength (default: 1); may be given "
+        "several times",
+    )
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """A path and a scale; a colon may also stand in the path, as behind a drive's letter."""
+    path, colon, number = text.rpartition(":")
+    if not colon or os.path.exists(text):
+        return text, 1.0
+    try:
+        scale = float(number)
+    except ValueError:
+        return text, 1.0
+    if not path or not math.isfinite(scale):
+        raise argparse.ArgumentTypeError(f"{text!r} does not work: it must be a path, a colon and a number")
+    return path, scale
 
 
 def given_options(args: argparse.Namespace, names: Sequence[str], prefix: str = "") -> dict[str, Any]:
