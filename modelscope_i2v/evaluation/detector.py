@@ -28,6 +28,8 @@ _BRIGHT = 0.64
 """Smallest channel from which a pixel is white: backgrounds stay below 0.58."""
 _SMALLEST = 0.006
 """Area of the smallest shape, of the picture's; what is smaller is taken for noise."""
+_MOST = 6
+"""Shapes in a frame that are looked at, the largest; only a model that failed shows more."""
 _SECOND = 0.25
 """Share of a patch from which a second colour in it is another shape."""
 _OF_ONE_COLOUR = 0.6
@@ -113,18 +115,21 @@ def _patches(frame: np.ndarray) -> list[_Patch]:
     cv2 = need("cv2")
     height, width = frame.shape[:2]
     smallest = _SMALLEST * height * width
-    low = frame.min(2)
-    sure = (frame.max(2) - low >= _CHROMA) | (low >= _BRIGHT)
+    red, green, blue = np.moveaxis(frame, 2, 0)  # ten times as quick as reductions over three numbers
+    low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    sure = (high - low >= _CHROMA) | (low >= _BRIGHT)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(sure.astype(np.uint8), connectivity=4)
     others = frame[~sure]
     ground = others.mean(0) if len(others) else np.full(3, 0.3, np.float32)
     brightest = float(np.quantile(others.mean(1), 0.98)) if len(others) else 0.5
+    sizes = stats[1:, cv2.CC_STAT_AREA]
     found = []
-    for number in range(1, count):
+    for number in 1 + np.argsort(-sizes, kind="stable")[:_MOST]:
         if stats[number, cv2.CC_STAT_AREA] < smallest:
-            continue
+            break
         inside = labels == number
-        colours = np.where(inside, _nearest(frame), -1)
+        colours = np.full(inside.shape, -1)
+        colours[inside] = _nearest(frame[inside])
         votes = np.bincount(colours[inside], minlength=len(_PALETTE))
         large = np.flatnonzero(votes >= max(_SECOND * votes.sum(), smallest))
         if len(large) < 2:

@@ -37,7 +37,9 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text: measure, group, n, value, interval, goal, whether it is reached."""
-        value, interval = f"{self.number(self.estimate.value)} {self.unit}".strip(), "–"
+        value, interval = self.number(self.estimate.value), "–"
+        if not math.isnan(self.estimate.value):
+            value = f"{value} {self.unit}".strip()
         if not math.isnan(self.estimate.low) and self.estimate.n and self.estimate.low != self.estimate.high:
             interval = f"{self.number(self.estimate.low)} … {self.number(self.estimate.high)}"
         goal = "" if self.goal is None else f"{'<' if self.below else '≥'} {self.number(self.goal)}"

@@ -66,7 +66,11 @@ def evaluate(
         OutputError: ``output`` cannot be written.
         NumericalError, OutOfMemoryError: from the model.
     """
-    _check(clips, seed, batch_size, save_clips, output)
+    _check(clips, seed, batch_size)
+    if save_clips and output is None:
+        raise InputError("save_clips needs output, the folder to save them in.")
+    if save_clips and isinstance(model, VideoGenerator):
+        raise InputError("save_clips needs a model directory: it knows saved clips by the files in it.")
     for library in ("cv2", "skimage.metrics", "torchmetrics.image.fid", "matplotlib"):
         need(library)
     folder = None if output is None else _folder(output)
@@ -104,12 +108,10 @@ def evaluate(
     return report
 
 
-def _check(clips: int, seed: int, batch_size: int, save_clips: bool, output: Any) -> None:
+def _check(clips: int, seed: int, batch_size: int) -> None:
     for name, value, least in (("clips", clips, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name}={value!r} does not work: it must be a whole number from {least} up.")
-    if save_clips and output is None:
-        raise InputError("save_clips needs output, the folder to save them in.")
 
 
 def _folder(output: str | os.PathLike[str]) -> Path:
