@@ -1,0 +1,239 @@
+"""A run as a whole: that it learns, goes on where it stopped, and leaves what it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from modelscope_i2v.errors import InputError, NumericalError, OutputError
+from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.training import networks, state
+from modelscope_i2v.training.config import TrainConfig
+from modelscope_i2v.training.trainer import Trainer, learning_rate
+
+TEXT = "text-to-video-synthesis"
+
+
+def run(config: TrainConfig, **settings) -> Trainer:
+    trainer = Trainer(config, progress=False, **settings)
+    trainer.run()
+    return trainer
+
+
+def told(trainer: Trainer) -> list[tuple]:
+    """The curve without the time that it took."""
+    return [tuple(value for key, value in point.items() if key != "seconds") for point in trainer.curve]
+
+
+def same(one: Trainer, other: Trainer) -> None:
+    assert told(one) == told(other)
+    for name, value in one.trained.items():
+        assert torch.equal(value, other.trained[name]), name
+        assert torch.equal(one.average.values[name], other.average.values[name]), name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_few_clips_are_learned(configured, name):
+    trainer = run(configured(name, steps=12, batch_size=4, lr=5e-3, frames=2))
+    losses = [point["loss"] for point in trainer.curve]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+@pytest.mark.parametrize("name", [TEXT, "video-to-video"])
+def test_resume_continues_the_same_curve(configured, tmp_path, name):
+    settings = {"image_ratio": 0.25, "log_every": 3, "steps": 5, "checkpoint_every": 4}
+    whole = run(configured(name, output=str(tmp_path / "whole"), **settings))
+    config = configured(name, output=str(tmp_path / "pieces"), max_minutes=1e-9, **settings)
+    for step in range(1, 6):
+        piece = Trainer(config, resume=True, progress=False)
+        assert piece.step == step - 1
+        piece.run()
+    same(whole, piece)
+    lines = (tmp_path / "pieces" / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 5]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(configured, tmp_path):
+    config = configured(steps=400, checkpoint_every=3, batch_size=1)
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(config.to_dict()))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modelscope_i2v", "train", str(file), "--no-progress"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    curve = tmp_path / "run" / "curve.jsonl"
+    while process.poll() is None and not (curve.is_file() and len(curve.read_text().splitlines()) > 4):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() != 0
+    drawn = [json.loads(line) for line in curve.read_text().splitlines()[:5]]
+    again = Trainer(config, resume=True, progress=False)
+    first = again.step
+    assert 0 < first < 400 and first % 3 == 0
+    for _ in range(3):
+        value, norm = again._step()
+        again.step += 1
+        again.recent = [value.item(), norm.item(), 1]
+        again._point()
+    whole = Trainer(dataclasses.replace(config, output=str(tmp_path / "whole")), progress=False)
+    whole.output.mkdir()
+    while whole.step < again.step:
+        value, norm = whole._step()
+        whole.step += 1
+        whole.recent = [value.item(), norm.item(), 1]
+        whole._point()
+    same(whole, again)
+    for before, after in zip(drawn, whole.curve):
+        assert before["loss"] == after["loss"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(configured, tmp_path, monkeypatch):
+    settings = {"steps": 6, "checkpoint_every": 2}
+    whole = run(configured(output=str(tmp_path / "whole"), **settings))
+    config, real = configured(**settings), state.save_file
+
+    def full(tensors, path):
+        if "step-4" in str(path) and path.name.startswith("ema"):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(OutputError, match=r"step-4 cannot be written.*step-2 is the last complete one"):
+        run(config)
+    monkeypatch.setattr(state, "save_file", real)
+    directory = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in directory.iterdir()] == ["step-2"]
+    (directory / ".step-4.partial").mkdir()  # as a kill during the save would leave it
+    again = Trainer(config, resume=True, progress=False)
+    assert again.step == 2
+    again.run()
+    same(whole, again)
+    assert sorted(path.name for path in directory.iterdir()) == ["step-4", "step-6"]
+
+
+def test_a_signal_finishes_the_step_and_saves(configured, monkeypatch):
+    trainer = Trainer(configured(steps=50), progress=False)
+    step = trainer._step
+
+    def interrupted():
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step()
+
+    monkeypatch.setattr(trainer, "_step", interrupted)
+    assert trainer.run() is None and trainer.step == 3
+    assert Trainer(trainer.config, resume=True).step == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_cannot_be_resumed(configured, models, caches, tmp_path):
+    run(configured(steps=2))
+    with pytest.raises(InputError, match="holds a run already, up to step-2. Resume it"):
+        Trainer(configured(steps=2))
+    with pytest.raises(InputError, match="step-2 was made with lr = 0.001"):
+        Trainer(configured(steps=2, lr=0.1), resume=True)
+    with pytest.raises(InputError, match="made with steps = 2.*says 3.*constant"):
+        Trainer(configured(steps=3), resume=True)
+    path = tmp_path / "run" / "checkpoints" / "step-2" / "state.json"
+    path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "other'))
+    with pytest.raises(InputError, match="made with other data"):
+        Trainer(configured(steps=2), resume=True)
+
+
+def test_learning_rates(configured):
+    config = configured(steps=110, warmup=10, lr=2.0)
+    rates = [learning_rate(config, step) for step in range(110)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.0) and 0 < rates[-1] < 1e-3
+    constant = dataclasses.replace(config, lr_schedule="constant")
+    assert learning_rate(constant, 100) == 2.0
+
+
+def test_accumulated_batches_are_one_large_batch(configured, tmp_path):
+    few = Trainer(configured(gradient_accumulation=2, output=str(tmp_path / "few")), progress=False)
+    many = Trainer(configured(batch_size=4, output=str(tmp_path / "many")), progress=False)
+    parts = [few.prepare(few.batches.batch(number), number) for number in (0, 1)]
+    noised = type(parts[0][0])(
+        *(torch.cat([getattr(part[0], f.name) for part in parts]) for f in dataclasses.fields(parts[0][0]))
+    )
+    conditions = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
+    many.prepare = lambda batch, number: (noised, conditions)
+    for trainer in (few, many):
+        trainer.unet.eval()  # dropout draws other numbers for other batches
+    (loss, norm), (expected, expected_norm) = few._step(), many._step()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert norm.item() == pytest.approx(expected_norm.item(), rel=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(configured, tmp_path):
+    plain = run(configured(steps=2, output=str(tmp_path / "a")))
+    saving = run(configured(steps=2, output=str(tmp_path / "b"), gradient_checkpointing=True))
+    for point, other in zip(told(plain), told(saving)):
+        assert point == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
+def test_bf16_is_close_to_fp32(configured, tmp_path, attention):
+    exact = run(configured("i2vgen-xl", steps=3, output=str(tmp_path / "a")))
+    coarse = run(
+        configured(
+            "i2vgen-xl", steps=3, output=str(tmp_path / "b"), mixed_precision="bf16", attention=attention
+        )
+    )
+    for point, other in zip(exact.curve, coarse.curve):
+        assert other["loss"] == pytest.approx(point["loss"], rel=0.02)
+    assert all(value.dtype == torch.float32 for value in coarse.trained.values())
+    assert exact.curve[-1]["loss"] != coarse.curve[-1]["loss"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(configured):
+    trainer = Trainer(configured(), progress=False)
+    trainer.trained["out.2.bias"].data[0] = math.nan
+    with pytest.raises(NumericalError, match="The loss is nan at step 1"):
+        trainer.run()
+
+
+def test_the_average():
+    value = torch.nn.Parameter(torch.zeros(1))
+    average = networks.Average([("w", value)], 0.5)
+    expected = 0.0
+    for update in range(8):
+        value.data.fill_(update + 1.0)
+        average.update()
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * (update + 1)
+        assert average.values["w"].item() == pytest.approx(expected)
+    with average.in_place():
+        assert value.item() == pytest.approx(expected)
+    assert value.item() == 8.0
+
+
+def test_a_new_network_predicts_nothing_yet(configured):
+    trainer = Trainer(configured(), progress=False)
+    noised, conditions = trainer.prepare(trainer.batches.batch(0), 0)
+    assert trainer.unet(noised.latents, noised.timesteps, **conditions).abs().max() == 0
+
+
+def test_initial_weights_are_taken_where_they_fit(configured, models, caplog):
+    source = models("video-to-video") / "unet.safetensors"
+    trainer = Trainer(configured("i2vgen-xl", initial_weights=str(source)), progress=False)
+    from safetensors.torch import load_file
+
+    given = load_file(source)
+    own = trainer.unet.state_dict()
+    assert own["input_blocks.0.0.weight"].shape != given["input_blocks.0.0.weight"].shape
+    assert torch.equal(own["time_embed.0.weight"], given["time_embed.0.weight"])
+    assert f"of {len(own)} tensors taken over" in caplog.text
+    with pytest.raises(InputError, match="no tensor in .* fits"):
+        networks.take_over(torch.nn.Linear(2, 3), source)
