@@ -191,12 +191,25 @@ def _pair(
     values: Mapping[str, Any] = config.values if config else {}
     alpha = alphas.get(layer)
     if alpha is None and config is not None:
-        patterns = config.section("alpha_pattern")
-        # PEFT's patterns are the ends of names, as regular expressions; the first that fits counts.
-        fits = (key for key in patterns.values if re.fullmatch(rf"(.*\.)?({key})", layer))
-        key = next(fits, None)
-        alpha = config.number("lora_alpha") if key is None else patterns.number(key)
-        alpha = _PEFT_ALPHA if alpha is None else alpha
+        alpha = _alpha(config, layer)
     if alpha is None:
         alpha = rank
     return Pair(down, up, alpha / (math.sqrt(rank) if values.get("use_rslora") else rank))
+
+
+def _alpha(config: Section, layer: str) -> float:
+    """What PEFT's configuration says for a layer."""
+    patterns = config.section("alpha_pattern")
+    for pattern in patterns.values:  # the ends of names, as regular expressions; the first that fits counts
+        try:
+            fits = re.fullmatch(rf"(.*\.)?({pattern})", layer)
+        except re.error as error:
+            raise config.error(
+                "alpha_pattern", f"of regular expressions; {pattern!r} is none: {error}"
+            ) from None
+        if fits:
+            alpha = patterns.number(pattern)
+            break
+    else:
+        alpha = config.number("lora_alpha")
+    return _PEFT_ALPHA if alpha is None else alpha

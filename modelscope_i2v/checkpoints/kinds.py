@@ -23,10 +23,12 @@ class Kind:
 
 
 _UNET = ("input_blocks.0.0.weight", "input_blocks.1.0.temopral_conv.conv1.2.weight")
+_LORA = "a LoRA (an addition to a model's weights, for load_lora)"
 
 KINDS = (
-    Kind("a LoRA (an addition to weights, not weights)", ("lora_A.weight",)),
-    Kind("a LoRA (an addition to weights, not weights)", ("lora_down.weight",)),
+    Kind(_LORA, ("lora_A.weight",)),
+    Kind(_LORA, ("lora_down.weight",)),
+    Kind(_LORA, ("lora.down.weight",)),
     Kind("an I2VGen-XL U-Net", (*_UNET, "local_image_concat.0.weight"), "unet", ("i2vgen-xl",)),
     Kind("an image-to-video U-Net", (*_UNET, "context_embedding.0.weight"), "unet", ("image-to-video",)),
     Kind(

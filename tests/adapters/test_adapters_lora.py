@@ -295,6 +295,7 @@ def _set(**settings: object) -> Change:
             "init_lora_weights is 'pissa_niter_4' and should be another",
         ),
         (_set(lora_alpha="much"), "lora_alpha is 'much' and should be a number"),
+        (_set(alpha_pattern={"a(": 1}), r"alpha_pattern is .*'a\(' is none: missing \)"),
         (_set(alpha_pattern=[1]), "alpha_pattern is .* and should be an object"),
     ],
 )
