@@ -106,22 +106,23 @@ def flicker(frames: np.ndarray, truth: np.ndarray) -> float:
 
 @torch.inference_mode()
 def features(frames: np.ndarray, encoder: ImageEncoder) -> Tensor:
-    """A clip's features by CLIP's image tower, float64 [2 · embed_dim].
+    """A clip's features by CLIP's image tower, float64 [f // 2, 2 · embed_dim], of one frame [1, …].
 
-    The mean of the frames' embeddings, which says what there is to see, and that of the second half less
-    that of the first, which says how it changes.
+    Each frame's embedding, which says what there is to see, beside its change until half a clip later,
+    which says how it moves.
     """
     pixels = torch.stack([clip_pixels(Image.fromarray(frame), encoder.image_size) for frame in frames])
     embedded = encoder.encode(pixels)[:, 0].double().cpu()
     half = len(embedded) // 2
-    change = embedded[-half:].mean(0) - embedded[:half].mean(0) if half else torch.zeros_like(embedded[0])
-    return torch.cat([embedded.mean(0), change])
+    if not half:
+        return torch.cat([embedded, torch.zeros_like(embedded)], dim=1)
+    return torch.cat([embedded[:half], embedded[half : 2 * half] - embedded[:half]], dim=1)
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
     """Fréchet distance (Heusel et al., arXiv:1706.08500) of two sets of features [n, d], by torchmetrics.
 
-    NaN for sets of fewer than two clips. It grows as sets get smaller, so only distances between sets of
+    NaN for sets of fewer than two features. It grows as sets get smaller, so only distances between sets of
     one size can be compared.
     """
     if min(len(one), len(other)) < 2:

@@ -197,8 +197,8 @@ def _input(generator: VideoGenerator, made: Made) -> np.ndarray | None:
 
 def _distances(made: Sequence[Any], true: Sequence[Any], others: Sequence[Any]) -> list[Row]:
     """Fréchet distance of what was made to the true clips, and of as many other true clips to them."""
-    sets = [torch.stack(list(one)) for one in (made, true, others)]
-    count = len(sets[0])
+    sets = [torch.cat(list(one)) for one in (made, true, others)]
+    count = len(made)
     return [
         Row(name, EVERY, metrics.Estimate(value, float("nan"), float("nan"), count), "CLIP")
         for name, value in (

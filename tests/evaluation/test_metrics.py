@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from checkpoints_factory import WIDTH
 from scipy.linalg import sqrtm
 
-from modelscope_i2v import InputError
+from modelscope_i2v import InputError, VideoGenerator
 from modelscope_i2v.data import synthetic
 from modelscope_i2v.data.degrade import degrade, enlarge
 from modelscope_i2v.evaluation import extras, metrics
@@ -86,6 +87,21 @@ def test_frechet_distance_is_the_formula():
     assert metrics.frechet(one, other) == pytest.approx(expected, rel=1e-6)
     assert metrics.frechet(one, one) == pytest.approx(0, abs=1e-6)
     assert math.isnan(metrics.frechet(one[:1], other))
+
+
+def test_features_tell_the_scene_and_the_motion(clip, checkpoint):
+    generator = VideoGenerator.from_directory(checkpoint("image-to-video"), device="cpu")
+    encoder = generator.image_encoder
+    forwards, backwards, still = (
+        metrics.features(frames, encoder)
+        for frames in (clip.frames, clip.frames[::-1], clip.frames[:1].repeat(16, 0))
+    )
+    assert forwards.shape == (8, 2 * WIDTH) and metrics.features(clip.frames[:1], encoder).shape == (
+        1,
+        2 * WIDTH,
+    )
+    assert still[:, WIDTH:].abs().max() < 1e-4 < forwards[:, WIDTH:].abs().max()
+    torch.testing.assert_close(backwards[-1, WIDTH:], -forwards[0, WIDTH:], atol=1e-4, rtol=1e-3)
 
 
 def test_examples_are_the_same_every_time_balanced_and_never_trained_on():
