@@ -30,6 +30,7 @@ setup(
     extras_require={
         "xformers": ["xformers"],
         "evaluate": ["matplotlib", "opencv-python-headless", "scikit-image", "torchmetrics"],
+        "train": ["accelerate", "matplotlib", "peft", "tensorboard"],
         "test": lines("tests/requirements.txt"),
     },
     entry_points={"console_scripts": ["modelscope-i2v = modelscope_i2v.cli.main:main"]},

@@ -1,0 +1,190 @@
+"""Videos and pictures with captions: what is read, what is skipped, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modelscope_i2v.data import folder
+from modelscope_i2v.data.cache import Cache
+from modelscope_i2v.data.folder import Cut, Entry, folder_entries, row_entries
+from modelscope_i2v.errors import InputError
+from modelscope_i2v.media.write import write_video
+from modelscope_i2v.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Four short videos, two pictures, a video that is too short and one that is broken, with captions."""
+    place = tmp_path_factory.mktemp("clips")
+    random = np.random.default_rng(0)
+    names = []
+    for index in range(5):
+        frames = random.integers(0, 255, (2 if index == 4 else 6, 48, 80, 3), dtype=np.uint8)
+        write_video(frames, place / f"{index}.mp4", fps=8)
+        names.append(f"{index}.mp4")
+    (place / "still").mkdir()
+    for index in range(2):
+        pixels = random.integers(0, 255, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "still" / f"{index}.png")
+        names.append(f"still/{index}.png")
+    (place / "broken.mp4").write_bytes(b"no video" * 20)
+    names.append("broken.mp4")
+    lines = ["caption,file", *(f'"clip, of {name}",{name}' for name in names)]
+    (place / "captions.csv").write_text("\n".join(lines))
+    records = ({"file_name": name, "text": f"clip, of {name}"} for name in names)
+    (place / "others.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return place
+
+
+@pytest.fixture
+def on_folder(configured, clips):
+    def config(name="i2vgen-xl", **changes):
+        data = {"folder": str(clips), "height": 32, "width": 32, **changes.pop("data", {})}
+        return configured(name, data=data, frames=4, image_ratio=0.5, steps=4, **changes)
+
+    return config
+
+
+def losses(config, **settings):
+    trainer = Trainer(config, progress=False, **settings)
+    trainer.run()
+    return [point["loss"] for point in trainer.curve], trainer
+
+
+@pytest.mark.parametrize("name", ["i2vgen-xl", "video-to-video"])
+def test_with_and_without_a_cache_the_curve_is_the_same(on_folder, tmp_path, caplog, name):
+    cache = str(tmp_path / "cache")
+    live, trainer = losses(on_folder(name, output=str(tmp_path / "live")))
+    assert len(trainer.batches.data) == 6
+    assert "2 files are skipped: 4.mp4" in caplog.text and "broken.mp4" in caplog.text
+    assert "4.mp4 has 2 frames, and 4 are needed" in caplog.text
+    caplog.clear()
+    for run in ("writes", "reads"):
+        cached, trainer = losses(on_folder(name, output=str(tmp_path / run), cache=cache))
+        assert cached == live and isinstance(trainer.batches.data, Cache)
+        assert ("skipped" in caplog.text) == (run == "writes")
+        caplog.clear()
+    with pytest.raises(InputError, match="was made of other data, sizes or another model"):
+        Trainer(on_folder(name, cache=cache, output=str(tmp_path / "x"), data={"width": 48}))
+
+
+def test_a_run_on_a_folder_resumes(on_folder, tmp_path):
+    whole, _ = losses(on_folder(output=str(tmp_path / "whole")))
+    Trainer(on_folder(max_minutes=1e-9), progress=False).run()
+    rest, trainer = losses(on_folder(), resume=True)
+    assert rest == whole
+
+
+def test_captions(clips):
+    entries = folder_entries(clips)
+    assert entries[0].caption == "clip, of 0.mp4" and not entries[0].is_picture
+    assert entries[5].name == "still/0.png" and entries[5].is_picture
+    assert folder_entries(clips, "others.jsonl") == entries
+
+
+def test_without_captions(clips, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    (tmp_path / "notes.txt").touch()
+    assert [entry.name for entry in folder_entries(tmp_path, text=False)] == ["a.jpg", "b.png"]
+    with pytest.raises(InputError, match=r"has no captions\.csv or captions\.jsonl"):
+        folder_entries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        ("captions.csv", "file,caption\na.png,one\nnone.mp4,two\n", r"names files that .* none\.mp4\."),
+        ("captions.csv", "name,words\na.png,one\n", "has the columns name, words; one of file"),
+        ("captions.csv", "file,caption\n", "should have a line for each video"),
+        ("captions.csv", "file,caption\na.png\n", "record 1 should have a text under file and caption"),
+        ("captions.jsonl", '{"file": "a.png"', "cannot be read"),
+        ("captions.jsonl", '{"file": "a.png", "caption": 3}', "record 1"),
+    ],
+)
+def test_bad_captions(tmp_path, file, content, words):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=words):
+        folder_entries(tmp_path)
+
+
+def test_bad_folders(clips, tmp_path):
+    with pytest.raises(InputError, match="there is no folder"):
+        folder_entries(tmp_path / "none")
+    with pytest.raises(InputError, match="there is no file"):
+        folder_entries(clips, "none.csv")
+    with pytest.raises(InputError, match="no video and no picture"):
+        folder_entries(tmp_path, text=False)
+
+
+def test_no_readable_clip_is_an_error_before_training(on_folder, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"nothing")
+    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,one\n")
+    with pytest.raises(InputError, match=r"no readable clip: of 1, not one. a\.mp4: .*a\.mp4"):
+        Trainer(on_folder(data={"folder": str(tmp_path)}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes(on_folder):
+    with pytest.raises(InputError, match="36x32 should be multiples of 8"):
+        Trainer(on_folder(data={"width": 36}))
+    with pytest.raises(InputError, match=r"data\.max_frames is 3"):
+        Trainer(on_folder(data={"max_frames": 3}))
+
+
+def test_cutting(clips):
+    decoded = Cut(24, 32, 3).decode(Entry(clips / "0.mp4", "", "0.mp4"))
+    assert decoded.frames.shape == (3, 24, 32, 3) and decoded.first.shape == (48, 80, 3)
+    assert decoded.fps == 8
+    slower = Cut(24, 32, 3, fps=4.0).decode(Entry(clips / "0.mp4", "", "0.mp4"))
+    assert slower.fps == 4 and np.array_equal(slower.frames[0], decoded.frames[0])
+    assert np.array_equal(slower.frames[1], decoded.frames[2])
+    still = Cut(24, 32, 3).decode(Entry(clips / "still" / "0.png", "", "0.png"))
+    assert still.frames.shape == (1, 24, 32, 3) and still.fps == 1
+
+
+def test_rows_of_a_data_set(clips):
+    data = (clips / "0.mp4").read_bytes()
+    rows = [{"video": str(clips / "0.mp4"), "text": "a"}, {"video": {"bytes": data}, "text": "b"}]
+    first, second = row_entries(rows, "it", {})
+    assert first.name == "0.mp4" and second.caption == "b"
+    cut = Cut(24, 32, 3)
+    assert np.array_equal(cut.decode(first).frames, cut.decode(second).frames)
+    named = row_entries(rows, "it", {"file_column": "text", "caption_column": "video"})
+    assert named[0].source == "a"
+    with pytest.raises(InputError, match="it has no rows"):
+        row_entries([], "it", {})
+    with pytest.raises(InputError, match="it has the columns video, text; one of words"):
+        row_entries(rows, "it", {"caption_column": "words"})
+
+
+def test_a_data_set_that_cannot_be_loaded(monkeypatch, clips):
+    from modelscope import msdatasets
+
+    class Sets:
+        @staticmethod
+        def load(name, **settings):
+            if name == "none":
+                raise FileNotFoundError(name)
+            assert settings == {"split": "train"}
+            return [{"image:FILE": str(clips / "still" / "0.png"), "prompt": "p"}]
+
+    monkeypatch.setattr(msdatasets, "MsDataset", Sets)
+    (entry,) = folder.dataset_entries({"msdataset": "clips", "split": "train"})
+    assert entry.is_picture and entry.caption == "p"
+    with pytest.raises(InputError, match="data.msdataset: 'none' cannot be loaded: FileNotFoundError"):
+        folder.dataset_entries({"msdataset": "none"})
+
+
+def test_states_are_those_of_the_pipeline(on_folder):
+    trainer = Trainer(on_folder("video-to-video"), progress=False)
+    data, encoders = trainer.batches.data, trainer.encoders
+    row = data.captions.index("clip, of 1.mp4")
+    expected = encoders.text_encoder.encode(["clip, of 1.mp4" + trainer.family.prompt_suffix])
+    assert torch.allclose(data.states([row]), expected, atol=1e-3)
