@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from checkpoints_factory import WIDTH, configs, random_state
 from torch import Tensor, nn
 
-from modelscope_i2v.adapters.lora import add_lora
+from modelscope_i2v.adapters.lora import add_lora, save_lora
 from modelscope_i2v.networks.stunet import STUNet
 
 
@@ -76,6 +77,13 @@ def trained(unet: Callable[[str], STUNet], learned: Callable[..., nn.Module]) ->
         return learned(add_lora(unet(family), 4, 8, targets), seed).eval()
 
     return of
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, learned: Callable[..., nn.Module]) -> Path:
+    """A LoRA for I2VGen-XL's small network, of the first attention's queries only. Not to be changed."""
+    network = add_lora(copy.deepcopy(_original("i2vgen-xl")), 4, 8, ["attn1.to_q"])
+    return save_lora(learned(network), tmp_path_factory.mktemp("small") / "a")
 
 
 @pytest.fixture(autouse=True)

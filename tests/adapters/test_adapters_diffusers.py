@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -41,6 +43,7 @@ CHANGE = 0.05
 """A LoRA without effect would prove nothing."""
 
 
+@functools.cache
 def ours(name: str) -> STUNet:
     # diffusers' first transformer has eight heads, whatever it is told.
     sizes = {"dim": 32, "dim_mult": (1, 2), "attn_scales": (1, 0.5), "num_heads": 8}
@@ -49,6 +52,7 @@ def ours(name: str) -> STUNet:
     return network.eval().requires_grad_(False)
 
 
+@functools.cache
 def theirs(network: STUNet) -> nn.Module:
     """diffusers' network with the same weights."""
     config = network.config
@@ -97,10 +101,10 @@ def pair(learned: Callable[[nn.Module], nn.Module]) -> Callable[..., tuple[STUNe
 
     def of(name: str, targets: list[str], alpha: float = 8) -> tuple[STUNet, nn.Module]:
         torch.manual_seed(0)
-        our = ours(name)
+        our, their = copy.deepcopy(ours(name)), copy.deepcopy(theirs(ours(name)))
         patterns = {"attn2.to_k": 3} if "to_k" in targets else {}
         config = LoraConfig(r=4, lora_alpha=alpha, target_modules=targets, alpha_pattern=patterns)
-        return our, learned(inject_adapter_in_model(config, theirs(our))).eval()
+        return our, learned(inject_adapter_in_model(config, their)).eval()
 
     return of
 
@@ -157,8 +161,7 @@ def _with_processors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", [XL, T2V])
-@pytest.mark.parametrize("layout", [_before_peft, _with_processors])
-@pytest.mark.parametrize("prefix", ["", "unet."])
+@pytest.mark.parametrize(("layout", "prefix"), [(_before_peft, "unet."), (_with_processors, "")])
 def test_older_layouts_have_a_factor_of_one(pair, tmp_path, name, layout, prefix):
     our, their = pair(name, ["attn1.to_q", "attn2.to_v", "to_out.0"], alpha=4)
     state = layout(get_peft_model_state_dict(their))
