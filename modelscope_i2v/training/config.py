@@ -172,7 +172,7 @@ def _field(check: Check, help: str, default: Any = dataclasses.MISSING, harmless
 class TrainConfig:
     """One training run. Every field's meaning is its ``help``; docs/training.md has them as a table."""
 
-    model: str = _field(_path, "a model directory in the hub's layout, or an id on the hub", harmless=True)
+    model: str = _field(_path, "a model directory in the hub's layout, or an id on the hub")
     output: str = _field(_path, "the directory for checkpoints, curves and the model", harmless=True)
     data: dict[str, Any] = _field(_DATA, "where clips come from")
     mode: str = _field(_choice(*MODES), "a new U-Net, the whole U-Net, or LoRA beside it", "scratch")

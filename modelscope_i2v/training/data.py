@@ -34,7 +34,7 @@ def open_data(
     """
     settings, family = config.data, directory.family
     if "cache" in settings:
-        return Cache.open(settings["cache"])
+        return _fitting(Cache.open(settings["cache"]), directory)
     if entries is None and "folder" in settings:
         entries = folder_entries(settings["folder"], settings.get("captions"), text=family.reads_text)
     elif entries is None:
@@ -72,4 +72,24 @@ def open_data(
             f"The cache {place} was made of other data, sizes or another model than the configuration names. "
             "Remove it, or name another directory under cache."
         )
+    return cache
+
+
+def _fitting(cache: Cache, directory: ModelDirectory) -> Cache:
+    """Raises InputError for a cache whose shapes are not those of the model."""
+    unet, family = directory.unet, directory.family
+    wrong = []
+    for shard in cache.shards:
+        channels, height, width = shard.latents.shape[2:]
+        if channels != unet.out_dim:
+            wrong.append(f"latents have {channels} channels and should have {unet.out_dim}")
+        if unet.canvas(height, width) != (height, width):
+            rows, columns = unet.canvas(height, width)
+            wrong.append(f"latents are {height}x{width} and should be {rows}x{columns} or the like")
+        if family.reads_image and shard.has_image and shard.image_width != unet.image_dim:
+            wrong.append(f"picture embeddings are {shard.image_width} wide and should be {unet.image_dim}")
+    if family.reads_text and cache.has_texts and cache.text.shape[2] != unet.context_dim:
+        wrong.append(f"text states are {cache.text.shape[2]} wide and should be {unet.context_dim}")
+    if wrong:
+        raise InputError(f"The cache {cache.path} is not for {directory.path}: its {wrong[0]}.")
     return cache

@@ -108,8 +108,7 @@ class Trainer:
         }
         self.average = Average(self.trained.items(), config.ema) if config.ema else None
         self.optimizer = self._optimizer()
-        half = config.mixed_precision == "fp16" and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
         self.sampler = self._sampler()
         self.parallel = self.machine.parallel(self.unet)
         self.compute = torch.compile(self._loss, dynamic=False) if config.compile else self._loss
@@ -292,11 +291,7 @@ class Trainer:
                 value, norm = self._step()
                 self.step += 1
                 self.seconds += time.monotonic() - before
-                self.recent = [
-                    self.recent[0] + value.item(),
-                    self.recent[1] + norm.item(),
-                    self.recent[2] + 1,
-                ]
+                self._count(value.item(), norm.item())
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self._point()
                     if board is not None:
@@ -345,6 +340,14 @@ class Trainer:
     def _example_caption(self) -> str:
         captions = [text for text in self.batches.data.captions if text != self.config.dropped_text]
         return captions[0] if captions else ""
+
+    def _count(self, value: float, norm: float) -> None:
+        """Adds a step to those that the curve's next point tells of.
+
+        Gradients are infinite in the steps by which fp16's loss scaling finds its scale; they are skipped.
+        """
+        sums = self.recent
+        self.recent = [sums[0] + value, sums[1] + (norm if math.isfinite(norm) else 0.0), sums[2] + 1]
 
     def _point(self) -> None:
         """Adds a point to the curve: means over the steps since the last."""

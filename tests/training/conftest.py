@@ -30,7 +30,7 @@ UNET = {
     "unet_dim": 32,
     "unet_dim_mult": [1, 1],
     "unet_context_dim": WIDTH,
-    "unet_num_heads": 2,
+    "unet_num_heads": 8,  # the only number that diffusers knows
     "unet_head_dim": 16,
     "unet_res_blocks": 1,
     "unet_attn_scales": [0.5],

@@ -119,6 +119,22 @@ def test_what_data_lack(caches):
         batches.dropped("nothing")
 
 
+@pytest.mark.parametrize(
+    "latents, text, words",
+    [
+        ((4, 3, 8, 8), 32, "latents have 3 channels and should have 4"),
+        ((4, 4, 7, 8), 32, "latents are 7x8 and should be 8x8"),
+        ((4, 4, 8, 8), 64, "text states are 64 wide and should be 32"),
+    ],
+)
+def test_a_cache_of_another_model(configured, tmp_path, latents, text, words):
+    writer = CacheWriter(tmp_path / "cache")
+    writer.add_texts([""], np.zeros((1, 77, text)))
+    writer.add(np.zeros(latents))
+    with pytest.raises(InputError, match=words):
+        Trainer(configured(data={"cache": str(writer.finish())}))
+
+
 def test_a_cache_comes_back_as_it_was_written(tmp_path):
     random = np.random.default_rng(0)
     latents = [random.standard_normal((3, 4, 2, 2)).astype("f2") for _ in range(5)]

@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from modelscope_i2v.checkpoints.convert import convert
+from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.cli.main import main
 from modelscope_i2v.errors import CheckpointError, InputError, NumericalError
 from modelscope_i2v.families import FAMILIES
@@ -19,6 +21,7 @@ from modelscope_i2v.training import card
 from modelscope_i2v.training.curves import running_mean
 from modelscope_i2v.training.machine import Machine
 from modelscope_i2v.training.progress import remaining
+from modelscope_i2v.training.result import write_model
 from modelscope_i2v.training.trainer import Trainer
 
 
@@ -91,6 +94,20 @@ def test_full_fine_tuning_begins_with_the_model(configured, models):
     after = load_file(model / "unet.safetensors")
     assert after.keys() == before.keys()
     assert not torch.equal(after["out.2.weight"], before["out.2.weight"].half())
+
+
+def test_a_folder_of_diffusers_becomes_a_directory_of_the_hub(models, tmp_path):
+    directory = models("text-to-video-synthesis")
+    folder = convert(directory, tmp_path / "folder", to="diffusers", progress=False)
+    weights = load_file(directory / "unet.safetensors")
+    model = write_model(tmp_path / "model", ModelDirectory.open(folder), weights)
+    assert (model / "unet.safetensors").is_file() and not (model / "converted").exists()
+    options = {"num_inference_steps": 2, "seed": 0, "output_type": "pt", "progress": False}
+    videos = [
+        VideoGenerator.from_directory(place, device="cpu")(["a"], num_frames=2, **options)[0]
+        for place in (directory, model)
+    ]
+    assert torch.allclose(*videos, atol=0.02)
 
 
 def test_lora(configured, models):
