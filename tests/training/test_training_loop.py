@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from modelscope_i2v.errors import InputError, NumericalError, OutputError
-from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.training import networks, state
 from modelscope_i2v.training.config import TrainConfig
 from modelscope_i2v.training.objective import loss
@@ -61,7 +60,7 @@ def measured(trainer: Trainer) -> float:
     return value
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [TEXT, "video-to-video", "i2vgen-xl"])
 def test_a_few_clips_are_learned(configured, name):
     trainer = Trainer(configured(name, steps=25, batch_size=4, lr=4e-3, frames=2), progress=False)
     before = measured(trainer)
