@@ -58,9 +58,10 @@ class CacheWriter:
     def add_texts(self, texts: Sequence[str], states: Any) -> None:
         """Captions and their states, an array or tensor [len(texts), 77, width].
 
-        The states are what the pipeline would compute, so the family's ``prompt_suffix`` belongs to them
-        though not to the caption. The text that stands for a dropped caption is needed too. A caption that
-        is there already is passed over.
+        The states are what the pipeline would compute: those of a caption with the family's
+        ``prompt_suffix``, though the caption here is without. The text that stands for a dropped caption is
+        needed too; like a negative prompt it goes without the suffix. A caption that is there already is
+        passed over.
         """
         if len(texts) != len(states):
             raise InputError(f"{len(texts)} texts came with the states of {len(states)}.")

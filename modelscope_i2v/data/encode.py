@@ -65,9 +65,9 @@ class Encoders:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Text states [n, 77, width] on the CPU, as the pipeline computes them of these texts."""
-        whole = [text + self.family.prompt_suffix for text in texts]
-        parts = (whole[start : start + _CHUNK] for start in range(0, len(whole), _CHUNK))
+        """States [n, 77, width] of texts as they are, without the family's suffix; on the CPU."""
+        texts = list(texts)
+        parts = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
         return torch.cat([self.text_encoder.encode(part).cpu() for part in parts])
 
     @torch.inference_mode()

@@ -93,8 +93,13 @@ class LiveData:
         return self.encoders.text_encoder is not None
 
     def states(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Text states of captions by their places: [n, 77, width], fp32."""
-        return self.encoders.texts([self.captions[row] for row in rows]).half().float()
+        """Text states of captions by their places: [n, 77, width], fp32.
+
+        The first is the dropped text, which like a negative prompt goes without the family's suffix.
+        """
+        suffix = self.encoders.family.prompt_suffix
+        texts = [self.captions[row] + (suffix if row else "") for row in rows]
+        return self.encoders.texts(texts).half().float()
 
     def tell(self) -> None:
         """Warns of the broken entries, with their number and names."""

@@ -188,3 +188,5 @@ def test_states_are_those_of_the_pipeline(on_folder):
     row = data.captions.index("clip, of 1.mp4")
     expected = encoders.text_encoder.encode(["clip, of 1.mp4" + trainer.family.prompt_suffix])
     assert torch.allclose(data.states([row]), expected, atol=1e-3)
+    without = encoders.text_encoder.encode([""])  # as a negative prompt is encoded
+    assert torch.allclose(trainer.dropped["text"], without, atol=1e-3)
