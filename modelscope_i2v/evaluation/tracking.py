@@ -28,6 +28,8 @@ _TURNED = 0.9
 """Radians, clockwise."""
 _WITH_SHAPE = 0.7
 """The ground goes with the shape if that leaves less than this part of the difference between frames."""
+_CHANGED = 4.0
+"""Mean squared change of the ground, in levels², below which it stands: stripes along the way show none."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _camera(frames: np.ndarray, track: Track, motion: str) -> str:
     if motion not in cameras:
         return STILL
     with_shape, still = _differences(frames, track)
-    return cameras[motion] if with_shape < _WITH_SHAPE * still else STILL
+    return cameras[motion] if still >= _CHANGED and with_shape < _WITH_SHAPE * still else STILL
 
 
 def _growth(track: Track) -> float:
@@ -137,7 +139,9 @@ def _differences(frames: np.ndarray, track: Track) -> tuple[float, float]:
     """Mean squared change of the ground over a third of a clip, if it went with the shape; if it stood."""
     cv2 = need("cv2")
     height, width = frames.shape[1:3]
-    grey = frames.mean(-1, dtype=np.float32)
+    # Smooth, as the ground is: else moving a frame, which smooths it, would lessen the noise by itself.
+    grey = [cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (0, 0), 1.5) for frame in frames]
+    grey = np.stack(grey).astype(np.float32)
     # The shape and its shadow, which is below it and to the right.
     dark = max(3, width // 10)
     kernel = np.ones((dark, dark), np.uint8)
