@@ -28,7 +28,7 @@ _TURNED = 0.9
 """Radians, clockwise."""
 _WITH_SHAPE = 0.7
 """The ground goes with the shape if that leaves less than this part of the difference between frames."""
-_CHANGED = 4.0
+_CHANGED = 1.0
 """Mean squared change of the ground, in levels², below which it stands: stripes along the way show none."""
 
 
