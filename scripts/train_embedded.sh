@@ -37,9 +37,9 @@ step embedded/autoencoder.safetensors "$python" "$here/embedded/autoencoder.py" 
 step embedded/open_clip.safetensors "$python" "$here/embedded/clip.py" \
     --output embedded/open_clip.safetensors $(few --steps 4 --batch 4 --pool 8)
 step embedded/picture.png "$python" "$here/embedded/models.py" --output embedded
-step clips "$python" "$here/embedded/cache.py" --model embedded/image-to-video --output clips $(few --clips 4)
+step clips "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output clips $(few --clips 4)
 step degraded "$python" "$here/embedded/cache.py" --model embedded/video-to-video --output degraded \
-    $(few --clips 4) 
+    $(few --clips 4)
 train text-to-video-1
 train text-to-video-2 text-to-video-synthesis
 train image-to-video image-to-video

@@ -213,7 +213,9 @@ def draw(
         raise ValueError(f"shapes={shapes}: a scene has 1 or 2.")
     if shapes == 2 and camera:
         raise ValueError("The camera moves only in scenes of one shape.")
-    both = shapes == 2 or (shapes is None and not camera and combination is None and generator.random() < 0.25)
+    both = shapes == 2 or (
+        shapes is None and not camera and combination is None and generator.random() < 0.25
+    )
     moves = camera if camera is not None else not both and combination is None and generator.random() < 0.2
     background = _background(generator)
     if moves:
@@ -324,38 +326,34 @@ def render(scene: Scene, frames: int = 16, height: int = 96, width: int = 96) ->
     Pictures that are not square show more of the world above and below, or less.
     """
     time = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
-    eye_x, eye_y, zoom = (part[:, None, None] for part in scene.view(time))
-    pixel = 1 / width
-    rows, columns = np.mgrid[0:height, 0:width]
-    x = eye_x + ((columns + 0.5) * pixel - 0.5) / zoom  # world coordinates [f, height, width]
-    y = eye_y + ((rows + 0.5 - height / 2) * pixel) / zoom
-    x, y = np.broadcast_arrays(x, y)
-    moving = scene.camera != STILL
-    colours = scene.background(x, y) if moving else scene.background(x[:1], y[:1])
-    picture = np.ascontiguousarray(np.broadcast_to(colours, (*x.shape, 3)), dtype=np.float32)
+    eye_x, eye_y, zoom = scene.view(time)
+    rows, columns = np.mgrid[0:height, 0:width] + 0.5
+    x = _each(eye_x) + (columns / width - 0.5) / _each(zoom)  # world coordinates [f, height, width]
+    y = _each(eye_y) + (rows - height / 2) / width / _each(zoom)
+    ground = scene.background(x, y) if scene.camera != STILL else scene.background(x[:1], y[:1])
+    picture = np.array(np.broadcast_to(ground, (*x.shape, 3)), dtype=np.float32)
 
     centres, radii, angles, masks = [], [], [], []
     for shape in scene.shapes:
-        cx, cy, radius, angle = (part[:, None, None] for part in shape.at(time))
-        alpha, shade, shadow = _cover(shape.kind, x, y, cx, cy, radius, angle, pixel / zoom)
-        picture *= 1 - 0.4 * shadow[..., None]
+        cx, cy, radius, angle = shape.at(time)
+        scale = zoom * width
+        centres.append(
+            np.stack([(cx - eye_x) * scale + width / 2, (cy - eye_y) * scale + height / 2], axis=-1)
+        )
+        radii.append(radius * scale)
+        angles.append(angle)
+        alpha, shade, shadow = _cover(shape.kind, x, y, *map(_each, (cx, cy, radius, angle, 1 / scale)))
         colour = np.asarray(COLOURS[shape.colour], dtype=np.float32) / 255
+        picture *= 1 - 0.4 * shadow[..., None]
         picture += alpha[..., None] * (colour * shade[..., None] - picture)
         masks = [mask & (alpha < 0.5) for mask in masks] + [alpha >= 0.5]
-        centres.append(
-            np.stack([(cx - eye_x) * zoom / pixel + width / 2, (cy - eye_y) * zoom / pixel + height / 2], -1)
-        )
-        radii.append(radius * zoom / pixel)
-        angles.append(angle)
-    count = len(scene.shapes)
-    return Clip(
-        scene,
-        (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8),
-        np.concatenate(centres).reshape(count, frames, 2).astype(np.float32),
-        np.concatenate([np.broadcast_to(r, (frames, 1, 1)) for r in radii]).reshape(count, frames).astype("f4"),
-        np.concatenate([np.broadcast_to(a, (frames, 1, 1)) for a in angles]).reshape(count, frames).astype("f4"),
-        np.stack(masks),
-    )
+    truth = (np.stack(values).astype(np.float32) for values in (centres, radii, angles))
+    return Clip(scene, (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8), *truth, np.stack(masks))
+
+
+def _each(values: np.ndarray) -> np.ndarray:
+    """One value a frame [f], as [f, 1, 1]."""
+    return values[:, None, None]
 
 
 def _cover(kind, x, y, cx, cy, radius, angle, pixel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

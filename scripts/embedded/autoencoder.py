@@ -30,7 +30,9 @@ GRADIENT_WEIGHT = 0.5
 
 def frames(count: int, generator: np.random.Generator) -> Tensor:
     """Drawn frames uint8 [count, 3, HEIGHT, WIDTH], four of each scene."""
-    clips = [synthetic.render(synthetic.draw(generator), 4, HEIGHT, WIDTH).frames for _ in range(-(-count // 4))]
+    clips = [
+        synthetic.render(synthetic.draw(generator), 4, HEIGHT, WIDTH).frames for _ in range(-(-count // 4))
+    ]
     return torch.from_numpy(np.concatenate(clips)[:count]).permute(0, 3, 1, 2).contiguous()
 
 
@@ -60,9 +62,7 @@ def loss(network: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
         decoded = network.decode(posterior.sample(noise))
     kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean()
     edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(decoded), gradients(pixels)))
-    return (
-        F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels) + GRADIENT_WEIGHT * edges + KL_WEIGHT * kl
-    )
+    return F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels) + GRADIENT_WEIGHT * edges + KL_WEIGHT * kl
 
 
 @torch.no_grad()
@@ -85,7 +85,9 @@ def normalise(network: AutoencoderKL, pixels: Tensor) -> None:
 @torch.no_grad()
 def psnr(network: AutoencoderKL, pixels: Tensor) -> float:
     """Of the reconstruction, in dB; both clipped to the picture's range."""
-    error = torch.cat([(network.decode(network.encode(p).mean).clamp(-1, 1) - p) / 2 for p in pixels.split(16)])
+    error = torch.cat(
+        [(network.decode(network.encode(p).mean).clamp(-1, 1) - p) / 2 for p in pixels.split(16)]
+    )
     return float(-10 * torch.log10((error**2).mean((1, 2, 3))).mean())
 
 
@@ -123,7 +125,9 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         if step % 100 == 99 or step + 1 == args.steps:
-            curve.append({"step": step + 1, "loss": round(value.item(), 4), "psnr": round(psnr(network, held), 2)})
+            curve.append(
+                {"step": step + 1, "loss": round(value.item(), 4), "psnr": round(psnr(network, held), 2)}
+            )
             bar.set_postfix(curve[-1])
     normalise(network, pool[:256].float() / 127.5 - 1)
     args.output.parent.mkdir(parents=True, exist_ok=True)

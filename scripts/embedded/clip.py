@@ -111,7 +111,9 @@ def main() -> None:
         schedule.step()
         if step % 50 == 49 or step + 1 == args.steps:
             values = {"contrast": contrast, "drawing": drawing, "found": found}
-            curve.append({"step": step + 1, **{name: round(value.item(), 4) for name, value in values.items()}})
+            curve.append(
+                {"step": step + 1, **{name: round(value.item(), 4) for name, value in values.items()}}
+            )
             bar.set_postfix(curve[-1])
     args.output.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in towers.clip.state_dict().items()}, args.output)

@@ -2,7 +2,8 @@
 
 ``python scripts/embedded/models.py --output DIRECTORY`` writes what is not trained: each family's
 configuration.json and ``picture.png``. The four share ``open_clip.safetensors`` and
-``autoencoder.safetensors`` beside them.
+``autoencoder.safetensors`` beside them. Into the package itself (``--output modelscope_i2v/embedded``), it
+writes the repository's configuration.json too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from sizes import CLIP, DDCONFIG, FAMILIES, FRAMES, HEIGHT, SEED, UNET, WIDTH
 
 from modelscope_i2v import families
 from modelscope_i2v.data import synthetic
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def configuration(family: families.Family, unet: str = "unet.safetensors", shared: str = "../") -> dict:
@@ -53,6 +56,10 @@ def main() -> None:
         text = json.dumps(configuration(family), indent=2) + "\n"
         (target / name / "configuration.json").write_text(text)
     picture().save(target / "picture.png", optimize=True)
+    if target.resolve() == ROOT / "modelscope_i2v" / "embedded":
+        inside = "modelscope_i2v/embedded/"
+        whole = configuration(families.IMAGE_TO_VIDEO, f"{inside}image-to-video/unet.safetensors", inside)
+        (ROOT / "configuration.json").write_text(json.dumps(whole, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ FAMILIES = {
         "num_inference_steps": 15,
         "guidance_scale": 1.0,
         "guidance_rescale": 0.0,
-        "strength": 0.35,
+        "strength": 0.2,
     },
 }
 """What each family's model has of its own; where it differs from what the hub's weights are used with, it is

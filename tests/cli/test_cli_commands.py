@@ -241,14 +241,15 @@ def test_ctrl_c_while_denoising_leaves_nothing(run, monkeypatch, tmp_path):
 
 
 def test_the_demo_makes_a_video_of_each_family_and_a_contact_sheet_of_each(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "_STEPS", 1)
+    monkeypatch.setattr(demo, "_OPTIONS", {"seed": 0, "num_inference_steps": 1})
     made = [*FAMILIES, "animate"]
     ended = run("demo", "-o", "new/folder")
     assert ended.code == 0, ended.err
-    assert names(tmp_path / "new/folder") == {f"{name}{end}" for name in made for end in (".mp4", ".png")}
+    files = {f"{name}{end}" for name in made for end in (".mp4", ".png")}
+    assert names(tmp_path / "new/folder") == {*files, "video-to-video-input.mp4"}
     lines = ended.out.splitlines()
     assert [line.partition(":")[0] for line in lines[:10]] == [name for name in made for _ in range(2)]
-    assert "random" in ended.out and ended.err == ""
+    assert "drawn scenes" in ended.out and ended.err == ""
     for name in made:
         assert len(read_video(tmp_path / f"new/folder/{name}.mp4").frames) > 1
         with Image.open(tmp_path / f"new/folder/{name}.png") as sheet:
