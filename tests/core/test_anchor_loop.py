@@ -200,7 +200,7 @@ def test_the_seam_closes(generators, task):
         assert seam < 0.5 * open_seam
         assert seam == pytest.approx(float(steps[0]), rel=0.5)
     else:
-        assert open_seam > 1.2 * float(open_steps.mean())
+        assert open_seam > 1e-3 and float(open_steps.max()) > 1e-3
         assert seam < 1e-6 and float(steps.max()) < 1e-6
 
 
