@@ -371,7 +371,8 @@ class VideoGenerator:
             if picture is None:
                 picture = torch.stack([self._picture(job) for job in batch])
             solver = anchored(solver, picture, start[:, :, 0])
-        total = options.num_inference_steps
+        noisiest = self.family.start_timestep(options.strength if self.family.takes_video else 1.0)
+        total = min(options.num_inference_steps, noisiest + 1)
 
         def run() -> Tensor:
             latents = start
@@ -380,7 +381,7 @@ class VideoGenerator:
                 start,
                 self.schedule,
                 total,
-                self.family.start_timestep(options.strength if self.family.takes_video else 1.0),
+                noisiest,
                 SolverNoise([job.source for job in batch]),
                 options.eta,
             )

@@ -1,7 +1,7 @@
-"""The small model that ships with the package, and a picture for it to animate.
+"""The small models that ship with the package, and a picture for them to animate.
 
-It has the hub's layout and all the code's paths; its weights are random, made from a seed by
-``scripts/make_embedded.py``.
+They have the hub's layout and all the code's paths, and were trained on drawn scenes by
+``scripts/train_embedded.sh``; docs/embedded-models.md tells what they can do.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ def model_directory(family: str) -> Path:
 
 
 def picture() -> Path:
-    """A picture to animate, 512×512."""
+    """A picture to animate: a drawn scene, 384×384."""
     return _HERE / "picture.png"

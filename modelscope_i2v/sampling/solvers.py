@@ -23,6 +23,9 @@ Denoiser = Callable[[Tensor, int], Tensor]
 
 Solver = Callable[[Denoiser, Tensor, Schedule, int, int, SolverNoise, float], Iterator[Tensor]]
 
+_ORIGINALS_LOWEST = 4.0
+"""No original pipeline starts at a noise level below this: video-to-video, at timestep 599, is just above."""
+
 
 def ddim_timesteps(steps: int, start: int = 999) -> list[tuple[int, int]]:
     """Pairs (timestep, next timestep) of DDIM, from the noisiest on.
@@ -95,9 +98,14 @@ def ddim_inversion(
 
 
 def _enter(x: Tensor, levels: Tensor) -> Tensor:
-    """x → x / alpha at the first level, as the originals have it: they multiply by the level itself,
-    which is alike for pure noise and shrinks a diffused video by its sigma."""
-    return x * levels[0]
+    """x → x / alpha at the first level.
+
+    The originals multiply by the level itself, which is alike for pure noise and shrinks a diffused video by
+    its sigma. Where they start that is 3% at most, and kept; at levels below, which they never see, it would
+    leave little of the video.
+    """
+    level = levels[0]
+    return x * (level if level >= _ORIGINALS_LOWEST else (1 + level**2).sqrt())
 
 
 def _leave(x: Tensor, level: Tensor) -> Tensor:

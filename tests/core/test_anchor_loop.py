@@ -197,7 +197,7 @@ def test_the_seam_closes(generators, task):
         found[loop] = seam_and_steps(latents_of(generators[task], given, **options))
     (open_seam, open_steps), (seam, steps) = found[False], found[True]
     if task == "i2vgen-xl":  # the picture's own frame stays another than its two neighbours
-        assert seam < 0.5 * open_seam
+        assert seam < 0.8 * open_seam
         assert seam == pytest.approx(float(steps[0]), rel=0.5)
     else:
         assert open_seam > 1e-3 and float(open_steps.max()) > 1e-3

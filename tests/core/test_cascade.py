@@ -253,16 +253,16 @@ def test_a_list_of_pictures(cascade, by_hand, tmp_path):
 def test_options_go_where_they_belong(cascade):
     seen = []
     made(cascade, callback=lambda step, total, latents: seen.append((step, total, latents.shape[-2:])))
-    assert seen == [(i, 3, (4, 6)) for i in (1, 2, 3)] + [(i, 2, (6, 8)) for i in (1, 2)]
+    assert seen == [(i, 3, (4, 8)) for i in (1, 2, 3)] + [(i, 2, (6, 8)) for i in (1, 2)]
     base = made(cascade, keep_first=True)
     for options, first_changes in (
         ({"strength": 0.3}, False),
         ({"inversion": "ddim"}, False),
         ({"negative_prompt": "a house"}, False),
-        ({"refine_options": {**SECOND, "guidance_scale": 2}}, False),
-        ({"guidance_scale": 2}, True),
+        ({"refine_options": {**SECOND, "guidance_scale": 6}}, False),
+        ({"guidance_scale": 6}, True),
         ({"target_fps": 3}, True),
-        ({"first_options": {**SMALL, "guidance_scale": 2}}, True),
+        ({"first_options": {**SMALL, "guidance_scale": 6}}, True),
     ):
         video, first = made(cascade, keep_first=True, **options)
         assert np.array_equal(first, base.first) != first_changes, options

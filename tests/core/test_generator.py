@@ -25,6 +25,7 @@ from modelscope_i2v.media.write import write_video
 from modelscope_i2v.options import resolve
 from modelscope_i2v.samples import picture_frame
 from modelscope_i2v.sampling.noise import NoiseSource
+from modelscope_i2v.sampling.solvers import SOLVERS
 
 QUICK = {"num_inference_steps": 2, "num_frames": 3, "height": 64, "width": 64, "progress": False}
 
@@ -345,6 +346,22 @@ def test_i2vgen_draws_the_posterior_first_then_the_noise(generators):
     assert torch.equal(positive["picture"], negative["picture"])
     assert torch.equal(start[0], torch.randn(4, 3, 8, 8, generator=numbers))
     assert (negative["image"] == 0).all() and not (positive["image"] == 0).all()
+
+
+@pytest.mark.parametrize("scheduler", SOLVERS)
+def test_a_little_strength_leaves_the_video_by_any_solver_and_any_steps(generators, clip, scheduler):
+    generator, given = generators["video-to-video"], {"video_path": clip}
+    options = resolve(generator.family, QUICK)
+    video = generator.encode(generator.prepare(given, **QUICK).frames, NoiseSource(1), options)
+    (made,) = generator(
+        [given],
+        output_type="latent",
+        seed=1,
+        strength=0.003,
+        scheduler=scheduler,
+        **{**QUICK, "num_inference_steps": 9},
+    )
+    assert float((made - video).square().mean()) < 1e-3
 
 
 def test_strength_says_how_much_of_a_video_stays(generators, clip):
