@@ -61,8 +61,8 @@ def _run(args: argparse.Namespace) -> int:
         _degraded(folder / _DEGRADED)
     for name in names:
         _make(name, inputs[name], folder / f"{name}.mp4", False if args.no_progress else None)
-    say("These are small models, trained on drawn scenes to try the machinery with: they know shapes and")
-    say(f"colours that move, and nothing else. For real videos: {PROGRAM} image-to-video --help")
+    say("These are small models, trained on drawn scenes to try the machinery with: they know a few")
+    say(f"coloured shapes, and nothing else. For real videos: {PROGRAM} image-to-video --help")
     return 0
 
 
