@@ -366,12 +366,3 @@ def _cover(kind, x, y, cx, cy, radius, angle, pixel) -> tuple[np.ndarray, np.nda
     sx, sy = dx - 0.22, dy - 0.28
     shadow = (0.5 - 2.2 * silhouette(kind, cos * sx + sin * sy, cos * sy - sin * sx)).clip(0, 1)
     return alpha.astype(np.float32), shade.astype(np.float32), shadow.astype(np.float32)
-
-
-def without_motion(scene: Scene) -> Scene:
-    """The same scene, standing still: for measures that need a clip in which nothing moves."""
-    return dataclasses.replace(
-        scene,
-        camera=STILL,
-        shapes=tuple(dataclasses.replace(shape, motion=STILL, travel=0.0) for shape in scene.shapes),
-    )
