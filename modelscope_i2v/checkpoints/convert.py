@@ -274,7 +274,7 @@ def _to_hub(model: ModelDirectory, place: Path, to: Target, dtype: torch.dtype |
             name = name.with_suffix(Path(usual[part]).suffix)
         file, tensors = _read(model, part, _needed(model, part))
         names[part] = name.name
-        write = _writer(part, to, file.step, nested=family is not TEXT_TO_VIDEO)
+        write = _writer(part, to, file.step, nested=family.name != TEXT_TO_VIDEO.name)
         files.append(_File(place / name.name, _plan(file, tensors, dtype), write))
     write_configuration(model, place, names)
     return files

@@ -27,7 +27,7 @@ def check_convertible(
     family: Family, unet: STUNetConfig, autoencoder: AutoencoderConfig, source: Path
 ) -> None:
     """Raises CheckpointError for a model that diffusers has no pipeline or no network for."""
-    if family not in PIPELINES.values():
+    if family.name not in [known.name for known in PIPELINES.values()]:
         kinds = ", ".join(family.name for family in PIPELINES.values())
         raise CheckpointError(
             f"{source} is a {family.name} model, which diffusers has no pipeline for; it has one for {kinds}."
@@ -65,7 +65,7 @@ def write_configurations(
         doubled: the picture's channels of the U-Net's first convolution are written twice as large.
     """
     index: dict[str, Any] = {
-        "_class_name": next(name for name, has in PIPELINES.items() if has is family),
+        "_class_name": next(name for name, has in PIPELINES.items() if has.name == family.name),
         "_diffusers_version": _VERSION,
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],

@@ -73,7 +73,7 @@ class DiffusersFolder:
             _config(path, "image_encoder") if family.reads_image else None,
             unread_layers=0 if family.reads_image else 1,
         )
-        _check_scheduler(path, family)
+        family = _predicting(path, family)
         return cls(
             path=path,
             family=family,
@@ -271,11 +271,21 @@ def _mlp_ratio(section: Section) -> dict[str, float]:
     return {} if ratio == 4 else {"mlp_ratio": ratio}
 
 
-def _check_scheduler(path: Path, family: Family) -> None:
-    """Sampling follows the original, not this file; but weights that predict something else are not ours."""
+def _predicting(path: Path, family: Family) -> Family:
+    """The family with what the scheduler's configuration says that the weights predict.
+
+    Sampling follows the original, not that file. Only text-to-video's weights come in both kinds.
+    """
     file = path / "scheduler" / "scheduler_config.json"
-    if file.is_file():
-        _same(Section.read(file), {"prediction_type": PREDICTIONS[family.prediction]})
+    if not file.is_file():
+        return family
+    section = Section.read(file)
+    if family is TEXT_TO_VIDEO:
+        for prediction, name in PREDICTIONS.items():
+            if section.values.get("prediction_type") == name:
+                return replace(family, prediction=prediction)
+    _same(section, {"prediction_type": PREDICTIONS[family.prediction]})
+    return family
 
 
 def _weights(folder: Path) -> TensorFile:

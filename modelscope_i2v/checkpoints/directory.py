@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..families import FAMILIES, TASKS, Family
+from ..families import FAMILIES, TASKS, TEXT_TO_VIDEO, Family
 from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .diffusers_folder import MODEL_INDEX, DiffusersFolder
 from .kinds import Part, identify
@@ -70,7 +70,7 @@ class ModelDirectory:
             root = Section(_recognised(path), "", file)
         model = root.section("model")
         args, cfg = model.section("model_args"), model.section("model_cfg")
-        family = _family(root, task)
+        family = _predicting(cfg, _family(root, task))
         autoencoder = _autoencoder(cfg)
         return cls(
             path=path,
@@ -194,6 +194,16 @@ def _weights(directory: Path, args: Section, key: str, usual: str) -> Path:
         f"There is no file {path}, which {args.dotted(key)} names. The directory "
         + (f"holds {', '.join(held)}." if held else "holds no weights at all: download the model again.")
     )
+
+
+def _predicting(cfg: Section, family: Family) -> Family:
+    """Text-to-video's configurations say what its weights predict; the other families' are all alike."""
+    prediction = cfg.text("mean_type")
+    if family is not TEXT_TO_VIDEO or prediction in (None, family.prediction):
+        return family
+    if prediction != "v":
+        raise cfg.error("mean_type", "'eps' or 'v'")
+    return replace(family, prediction=prediction)
 
 
 def _unet(cfg: Section, family: Family) -> STUNetConfig:

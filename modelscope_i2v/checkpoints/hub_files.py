@@ -20,7 +20,6 @@ _OPTIONS = {"num_frames": "max_frames"}
 
 _TEXT_TO_VIDEO = {
     "num_timesteps": 1000,
-    "mean_type": "eps",
     "var_type": "fixed_small",
     "loss_type": "mse",
 }
@@ -56,14 +55,14 @@ def _made(model: ModelDirectory) -> dict[str, Any]:
     }
     if unet.image_tokens:
         cfg["unet_image_tokens"] = unet.image_tokens
-    if family is TEXT_TO_VIDEO:
-        cfg |= _TEXT_TO_VIDEO
+    if family.name == TEXT_TO_VIDEO.name:
+        cfg |= {**_TEXT_TO_VIDEO, "mean_type": family.prediction}
     if model.autoencoder != AutoencoderConfig():
         cfg["ddconfig"] = asdict(model.autoencoder)
     if model.clip != CLIPConfig():
         cfg["clip"] = model.clip.custom or model.clip.architecture
     cfg |= {_OPTIONS.get(option, option): value for option, value in model.defaults.items()}
-    arguments = {"max_frames": family.num_frames, "tiny_gpu": 1} if family is TEXT_TO_VIDEO else {}
+    arguments = {"max_frames": family.num_frames, "tiny_gpu": 1} if family.name == TEXT_TO_VIDEO.name else {}
     return {
         "framework": "pytorch",
         "task": family.task,

@@ -63,7 +63,7 @@ class VideoTrainer(BaseTrainer):
         else:
             config = TrainConfig.read(cfg_file, settings)
         self.trainer = Trainer(config, resume=resume, progress=progress, entries=entries)
-        if self.trainer.family != self.family:
+        if self.trainer.family.name != self.family.name:
             raise InputError(
                 f"{config.model} is a {self.trainer.family.name} model; its trainer is "
                 f"{trainer_type(self.trainer.family)!r}, not {trainer_type(self.family)!r}."

@@ -74,6 +74,7 @@ class Batches:
 
     Args:
         frames: of each clip; all of them if None.
+        stride: every so-manieth frame of a clip is taken.
         image_ratio: share of the batches that are single pictures: the data's pictures, or frames of its
             clips where it has none.
 
@@ -89,6 +90,7 @@ class Batches:
         batch_size: int,
         seed: int,
         frames: int | None = None,
+        stride: int = 1,
         image_ratio: float = 0.0,
     ) -> None:
         self.data, self.family = data, family
@@ -96,11 +98,11 @@ class Batches:
         self.clips = [shard for shard in data.shards if shard.frames > 1] or list(data.shards)
         self.pictures = [shard for shard in data.shards if shard.frames == 1] or self.clips
         longest = max(shard.frames for shard in self.clips)
-        if frames is not None and frames > longest:
-            raise InputError(f"frames is {frames}; the longest clip of {data.path} has {longest}.")
-        self.frames = frames
-        if frames is not None:
-            self.clips = [shard for shard in self.clips if shard.frames >= frames]
+        self.frames, self.stride = frames, stride
+        if self._span(longest) > longest:
+            apart = f" and frame_stride {stride}" if stride > 1 else ""
+            raise InputError(f"frames is {frames}{apart}; the longest clip of {data.path} has {longest}.")
+        self.clips = [shard for shard in self.clips if self._span(shard.frames) <= shard.frames]
         _check(data, family)
         self.orders = {
             False: Order(tuple(map(len, self.clips)), batch_size, 2 * seed),
@@ -116,11 +118,15 @@ class Batches:
         """Batches of clips in an epoch."""
         return self.orders[False].batches
 
+    def _span(self, longest: int) -> int:
+        """How many frames of a clip of ``longest`` are read, of which every ``stride``-th is taken."""
+        return longest if self.frames is None else (self.frames - 1) * self.stride + 1
+
     def batch(self, number: int, rank: int = 0, world: int = 1) -> Batch:
         """Batch ``number`` of process ``rank`` among ``world``; every call with these gives the same."""
         still, place = self._place(number, rank, world)
         shard, rows = self._rows(still, place)
-        length = 1 if still else (self.frames or shard.frames)
+        length = 1 if still else self._span(shard.frames)
         starts = np.zeros(len(rows), dtype=np.int64)
         if not self.family.reads_image:  # the picture's embedding is that of the first frame
             random = np.random.default_rng([self.seed, int(still), place, 7])
@@ -142,7 +148,7 @@ class Batches:
 
     def _batch(self, shard: Shard | LiveShard, rows: np.ndarray, starts: np.ndarray, length: int) -> Batch:
         def clips(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).float().transpose(1, 2)  # [b, 4, f, h, w]
+            return torch.from_numpy(array[:, :: self.stride]).float().transpose(1, 2)  # [b, 4, f, h, w]
 
         read = shard.read(rows, starts, length)
         latents, family, conditions = clips(read.latents), self.family, {}
@@ -151,7 +157,7 @@ class Batches:
         if family.reads_image:
             conditions["image"] = torch.from_numpy(read.image).float().unsqueeze(1)
         if family.unet.fps_embedding:
-            conditions["fps"] = torch.from_numpy(shard.fps[rows])
+            conditions["fps"] = torch.from_numpy(shard.fps[rows]) / self.stride
         if family.unet.local_image:
             conditions["picture"] = latents[:, :, 0]
         return Batch(latents, clips(read.source) if family.takes_video else None, conditions)

@@ -188,13 +188,17 @@ class TrainConfig:
     lr: float = _field(_number(0, above=True), "learning rate at its highest", 1e-4)
     lr_schedule: str = _field(_choice("cosine", "constant"), "falls to 0 along a cosine, or stays", "cosine")
     warmup: int = _field(_whole(0), "steps in which the learning rate rises from 0", 100)
-    weight_decay: float = _field(_number(), "of AdamW, for weights but not for norms and biases", 0.01)
+    optimizer: str = _field(
+        _choice("adamw", "muon"), "muon learns a new network's rare things sooner; not for lora", "adamw"
+    )
+    weight_decay: float = _field(_number(), "for weights, but not for norms and biases", 0.01)
     betas: tuple[float, float] = _field(_betas, "of AdamW", (0.9, 0.99))
     max_grad_norm: float = _field(_number(), "gradients longer than this are shortened; 0: never", 1.0)
     ema: float = _field(_number(0, 0.999999), "decay of the averaged weights; 0: no average", 0.999)
     frames: int | None = _field(
         _or_none(_whole(1)), "frames of each training clip; null: all that the data has", None
     )
+    frame_stride: int = _field(_whole(1), "take every so-manieth frame of a clip, at so much less fps", 1)
     image_ratio: float = _field(_number(0, 1), "share of the batches that are single pictures", 0.0)
     condition_dropout: float = _field(
         _number(0, 1), "share of the samples trained without their wish, for guidance", 0.1

@@ -36,7 +36,7 @@ class Saved:
     """What is trained, fp32."""
     average: Mapping[str, Tensor]
     """Its moving average; empty where there is none."""
-    optimizer: dict[str, Any]
+    optimizers: list[dict[str, Any]]
     """State dict."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """Of fp16's loss scaling."""
@@ -73,7 +73,7 @@ def save(directory: Path, saved: Saved, keep: int) -> Path:
         save_file(_contiguous(saved.weights), partial / _WEIGHTS)
         if saved.average:
             save_file(_contiguous(saved.average), partial / _AVERAGE)
-        torch.save({"optimizer": saved.optimizer, "scaler": saved.scaler}, partial / _OPTIMIZER)
+        torch.save({"optimizers": saved.optimizers, "scaler": saved.scaler}, partial / _OPTIMIZER)
         state = {
             key: getattr(saved, key)
             for key in ("step", "config", "fingerprint", "curve", "recent", "seconds")
@@ -116,7 +116,7 @@ def load(path: Path) -> Saved:
         return Saved(
             weights=load_file(path / _WEIGHTS),
             average=average,
-            optimizer=content["optimizer"],
+            optimizers=content["optimizers"],
             scaler=content["scaler"],
             **state,
         )

@@ -26,7 +26,6 @@ from ..data.encode import Encoders
 from ..data.folder import Entry
 from ..errors import InputError, NumericalError
 from ..networks.attention import use_kernel
-from ..networks.layers import GroupNorm, LayerNorm
 from ..networks.stunet import STUNet
 from . import state
 from .batches import Batch, Batches
@@ -36,6 +35,7 @@ from .data import open_data
 from .machine import Machine
 from .networks import Average, channels_last, checkpointed, own, started, take_over
 from .objective import Noised, Objective, loss
+from .optimizers import optimizers
 from .progress import Progress
 from .result import fill, write_model
 from .samples import Sampler
@@ -107,7 +107,7 @@ class Trainer:
             name: parameter for name, parameter in self.unet.named_parameters() if parameter.requires_grad
         }
         self.average = Average(self.trained.items(), config.ema) if config.ema else None
-        self.optimizer = self._optimizer()
+        self.optimizers = optimizers(config, self.unet)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
         self.sampler = self._sampler()
         self.parallel = self.machine.parallel(self.unet)
@@ -146,6 +146,7 @@ class Trainer:
             batch_size=config.batch_size,
             seed=config.seed,
             frames=config.frames,
+            stride=config.frame_stride,
             image_ratio=config.image_ratio,
         )
 
@@ -191,24 +192,6 @@ class Trainer:
             )
         return Sampler(self.encoders, self.unet, inputs, config.sample_options)
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        norms = {
-            id(parameter)
-            for module in self.unet.modules()
-            if isinstance(module, (GroupNorm, LayerNorm))
-            for parameter in module.parameters(recurse=False)
-        }
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for parameter in self.trained.values():
-            groups[parameter.ndim > 1 and id(parameter) not in norms].append(parameter)
-        decays = {True: self.config.weight_decay, False: 0.0}
-        return torch.optim.AdamW(
-            [{"params": group, "weight_decay": decays[key]} for key, group in groups.items() if group],
-            lr=self.config.lr,
-            betas=self.config.betas,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
-
     # One step
 
     def _loss(self, noised: tuple[Tensor, ...], conditions: Mapping[str, Tensor]) -> Tensor:
@@ -240,8 +223,9 @@ class Trainer:
         """One optimiser step; returns its loss and the length of its gradient."""
         config, total = self.config, torch.zeros((), device=self.device)
         parts, machine = config.gradient_accumulation, self.machine
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, self.step)
         for number in range(self.step * parts, (self.step + 1) * parts):
             batch = self.batches.batch(number, machine.rank, machine.world)
             noised, conditions = self.prepare(batch, number)
@@ -253,11 +237,13 @@ class Trainer:
                 self.scaler.scale(value).backward()
             total += value.detach()
         total = machine.mean(total)
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm or math.inf)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.unet.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update()
         return total, norm
@@ -387,7 +373,7 @@ class Trainer:
             fingerprint=self.batches.fingerprint,
             weights=self.trained,
             average=self.average.values if self.average else {},
-            optimizer=self.optimizer.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             scaler=self.scaler.state_dict(),
             curve=self.curve,
             recent=self.recent,
@@ -406,7 +392,8 @@ class Trainer:
                 parameter.copy_(saved.weights[name])
         if self.average is not None:
             self.average.load(saved.average, saved.step)
-        self.optimizer.load_state_dict(saved.optimizer)
+        for optimizer, values in zip(self.optimizers, saved.optimizers):
+            optimizer.load_state_dict(values)
         self.scaler.load_state_dict(saved.scaler)
         self.step, self.curve, self.recent = saved.step, saved.curve, saved.recent
         self.seconds = saved.seconds

@@ -314,3 +314,11 @@ def test_a_name_that_tells_nothing(tmp_path: Path, absent: Any, key: str, right:
 def test_a_missing_file_name(tmp_path: Path, key: str) -> None:
     with pytest.raises(CheckpointError, match=rf"model\.model_args\.{key} is missing"):
         opened(tmp_path, T2V, **{f"model__model_args__{key}": ...})
+
+
+def test_text_to_video_says_what_its_weights_predict(tmp_path: Path) -> None:
+    assert opened(tmp_path, T2V, model__model_cfg__mean_type="v").family.prediction == "v"
+    assert opened(tmp_path, T2V, model__model_cfg__mean_type="eps").family is FAMILIES[T2V]
+    assert opened(tmp_path, I2V, model__model_cfg__mean_type="eps").family is FAMILIES[I2V]
+    with pytest.raises(CheckpointError, match="mean_type is 'x0' and should be 'eps' or 'v'"):
+        opened(tmp_path, T2V, model__model_cfg__mean_type="x0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -85,6 +86,23 @@ def test_windows_move(caches):
     firsts = torch.cat([batches.batch(number).latents for number in range(8)])[:, 0, 0, 0, 0]
     starts = [int(np.argwhere(np.isclose(cache.shards[0].latents[:, :, 0, 0, 0], v))[0][1]) for v in firsts]
     assert set(starts) == {0, 1, 2}
+
+
+def test_every_other_frame(caches):
+    for name in (TEXT_TO_VIDEO.name, VIDEO_TO_VIDEO.name, IMAGE_TO_VIDEO.name):
+        cache, family = Cache.open(caches(name)), FAMILIES[name]
+        stored, settings = cache.shards[0].latents, {"batch_size": 8, "seed": 0, "stride": 2}
+        for frames, length in ((2, 2), (None, math.ceil(cache.shards[0].frames / 2))):
+            batch = Batches(cache, family, frames=frames, **settings).batch(0)
+            assert batch.latents.shape[2] == length
+            for latents in batch.latents.transpose(1, 2).numpy():
+                ((row, start),) = np.argwhere(np.isclose(stored, latents[0]).all((2, 3, 4)))
+                assert np.allclose(stored[row, start::2][:length], latents)
+            assert batch.source is None or batch.source.shape == batch.latents.shape
+            if family.unet.fps_embedding:
+                assert set((2 * batch.conditions["fps"]).tolist()) == set(cache.shards[0].fps.tolist())
+    with pytest.raises(InputError, match="frames is 3 and frame_stride 2; the longest clip of .* has 4"):
+        Batches(cache, family, frames=3, **settings)
 
 
 @pytest.mark.parametrize("name", ["text-to-video-synthesis", "image-to-video", "i2vgen-xl"])

@@ -1,0 +1,101 @@
+"""The optimizers that a configuration can name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.layers import GroupNorm, LayerNorm
+from .config import TrainConfig
+
+SMALLEST = 16
+"""Matrices with fewer rows or columns, such as a first convolution's, are AdamW's."""
+RMS = 0.6
+"""The root mean square of Muon's update at a learning rate of 1: AdamW's is of that order."""
+
+
+def optimizers(config: TrainConfig, network: nn.Module) -> list[torch.optim.Optimizer]:
+    """One or two, for those parameters of a network that take a gradient.
+
+    Norms, biases and other vectors are without weight decay.
+    """
+    vectors = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, (GroupNorm, LayerNorm))
+        for parameter in module.parameters(recurse=False)
+    }
+    vectors |= {id(parameter) for parameter in network.parameters() if parameter.ndim < 2}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trained if id(parameter) not in vectors]
+    muon = [p for p in weights if config.optimizer == "muon" and min(p.flatten(1).shape) >= SMALLEST]
+    taken = {id(parameter) for parameter in muon}
+    groups = [
+        {"params": [p for p in weights if id(p) not in taken], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) in vectors], "weight_decay": 0.0},
+    ]
+    fused = trained[0].device.type in ("cpu", "cuda")
+    made: list[torch.optim.Optimizer] = []
+    if groups := [group for group in groups if group["params"]]:
+        made.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused))
+    if muon:
+        made.append(Muon(muon, lr=config.lr, weight_decay=config.weight_decay))
+    return made
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal: every direction moves as far as any other.
+
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); updates are scaled to
+    a given root mean square, after Liu et al., "Muon is Scalable for LLM Training" (arXiv:2502.16982). A
+    convolution's weight [o, i, …] is the matrix [o, i·…]; PyTorch's own Muon takes none but plain matrices.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update = self._momentum(parameter, group["momentum"]).flatten(1)
+                    shapes.setdefault(update.shape, []).append((parameter, update))
+            for shape, members in shapes.items():
+                updates = orthogonal(torch.stack([update for _, update in members]))
+                far = -group["lr"] * RMS * math.sqrt(max(shape))
+                for (parameter, _), update in zip(members, updates):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.reshape(parameter.shape), alpha=far)
+
+    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov's."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum"], momentum)
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About the nearest matrices [n, o, i] whose singular values are all 1 (they come to lie in 0.7 … 1.2).
+
+    By a Newton-Schulz iteration in bf16, with the coefficients of the Muon paper.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
