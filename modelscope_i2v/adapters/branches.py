@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..networks.layers import Conv2d, Conv3d, Linear, Pointwise
+from ..networks.layers import Conv2d, FrameConv, Linear, Pointwise
 
-ADAPTABLE = (Linear, Pointwise, Conv2d, Conv3d)
+ADAPTABLE = (Linear, Pointwise, Conv2d, FrameConv)
 """The layers that can have a branch."""
 
 _ATTRIBUTE = "lora"
-_CONVOLUTIONS = {Conv2d: F.conv2d, Conv3d: F.conv3d}
 
 
 class Branch(nn.Module):
@@ -42,12 +41,13 @@ class Branch(nn.Module):
         """``layer``'s ``output`` for ``x`` with this branch's added."""
         # The type is the layer's of now: a network is cast to fp32 and back where fp16 overflows.
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        convolve = next((f for kind, f in _CONVOLUTIONS.items() if isinstance(layer, kind)), None)
-        if convolve is None:
-            added = F.linear(F.linear(x, down), up)
+        if isinstance(layer, FrameConv):
+            added = F.conv2d(F.conv2d(x, down.squeeze(-1), padding=layer.padding[:2]), up.squeeze(-1))
+        elif isinstance(layer, Conv2d):
+            hidden = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+            added = F.conv2d(hidden, up)
         else:
-            hidden = convolve(x, down, None, layer.stride, layer.padding, layer.dilation)
-            added = convolve(hidden, up)
+            added = F.linear(F.linear(x, down), up)
         return torch.add(output, added, alpha=self.scale * self.factor)
 
 

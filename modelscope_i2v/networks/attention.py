@@ -58,19 +58,27 @@ class Attention(nn.Module):
         self.to_v = Linear(context_dim, inner, bias=False)
         self.to_out = nn.Sequential(Linear(inner, dim))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: [b, n, dim]; context: [b, m, context_dim], x itself if None. Returns [b, n, dim]."""
-        context = x if context is None else context
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
+    def forward(self, x: Tensor, keys: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+        """x: [b, n, dim]; keys and values as :meth:`keys_values` has them, of x itself if None.
+
+        Returns [b, n, dim].
+        """
+        x = x.to(self.to_q.weight.dtype)
+        q = self._heads(self.to_q(x))
+        k, v = self.keys_values(x) if keys is None else (keys, values)
         rows = max(MAX_BATCH_HEADS // self.heads, 1)
         if len(q) <= rows:
             out = self.kernel(q, k, v)
         else:
             out = torch.cat([self.kernel(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows))])
         return self.to_out(out.transpose(1, 2).flatten(2))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a context [b, m, context_dim]: each [b, heads, m, head_dim]."""
+        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def use_kernel(network: nn.Module, name: str) -> nn.Module:

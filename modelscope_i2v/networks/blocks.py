@@ -1,7 +1,8 @@
 """The building blocks of the ST-UNet. All share one call: ``block(x, cond)``.
 
-``x`` is a video whose frames are folded into the batch, [b·f, c, h, w]; temporal layers unfold it
-and fold it back. Attribute names are the ones in the checkpoint files.
+``x`` is a video whose frames are folded into the batch, [b·f, c, h, w], channels-last in memory. So the
+tokens of a frame and, for temporal layers, the frames of each pixel (:func:`along_time`) are views of it,
+not copies. Attribute names are the ones in the checkpoint files.
 """
 
 from __future__ import annotations
@@ -13,16 +14,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention
-from .layers import Conv2d, Conv3d, GroupNorm, LayerNorm, Linear, Pointwise
+from .layers import Conv2d, FrameConv, GroupNorm, LayerNorm, Linear, Pointwise
+
+
+class Context:
+    """What the spatial layers attend to, [b, tokens, context_dim].
+
+    Without gradients each layer's keys and values of it are computed once, and kept as long as this object.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self._kept: dict[Attention, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def keys_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        """Of the tokens, as that layer projects them."""
+        if torch.is_grad_enabled():
+            return attention.keys_values(self.tokens)
+        if attention not in self._kept:
+            self._kept[attention] = attention.keys_values(self.tokens)
+        return self._kept[attention]
 
 
 class Conditioning(NamedTuple):
     """What every block is told beside its input; once a sample, not once a frame."""
 
     embedding: Tensor
-    """Time (and fps) embedding [b, embedding_dim]."""
-    context: Tensor
-    """Tokens that the spatial layers attend to [b, tokens, context_dim]."""
+    """Time (and fps) embedding [b, embedding_dim], after the activation that all blocks begin with."""
+    context: Context
     frames: int
     """f, the number of frames of each sample."""
     loop: bool = False
@@ -37,6 +59,16 @@ def unfold(x: Tensor, frames: int) -> Tensor:
 def fold(x: Tensor) -> Tensor:
     """[b, c, f, h, w] → [b·f, c, h, w]."""
     return x.transpose(1, 2).flatten(0, 1)
+
+
+def along_time(x: Tensor, frames: int) -> Tensor:
+    """[b·f, c, h, w] → [b, c, f, h·w]; both channels-last in memory, so that none is copied."""
+    return unfold(x.flatten(2), frames)
+
+
+def by_frames(x: Tensor, height: int, width: int) -> Tensor:
+    """The way back: [b, c, f, h·w] → [b·f, c, h, w]."""
+    return fold(x).unflatten(2, (height, width))
 
 
 class Stage(nn.ModuleList):
@@ -86,7 +118,7 @@ class TemporalConv(nn.Module):
         super().__init__()
 
         def conv(*before: nn.Module) -> nn.Sequential:
-            kernel = Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+            kernel = FrameConv(channels, channels, (3, 1, 1), padding=(1, 0, 0))
             return nn.Sequential(GroupNorm(channels), nn.SiLU(), *before, kernel)
 
         self.conv1 = conv()
@@ -95,7 +127,7 @@ class TemporalConv(nn.Module):
         self.conv4 = conv(nn.Dropout(dropout))
 
     def forward(self, x: Tensor, loop: bool = False) -> Tensor:
-        """x: [b, c, f, h, w]; returns the same shape. ``loop``: the first frame follows the last."""
+        """x: [b, c, f, n]; returns the same shape. ``loop``: the first frame follows the last."""
         h = x
         for stage in (self.conv1, self.conv2, self.conv3, self.conv4):
             h = _around(stage, h) if loop else stage(h)
@@ -119,7 +151,8 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             GroupNorm(channels), nn.SiLU(), Conv2d(channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(embedding_dim, out_channels))
+        # The activation is the same for all blocks, so it is not computed here; the files count it.
+        self.emb_layers = nn.Sequential(nn.Identity(), Linear(embedding_dim, out_channels))
         self.out_layers = nn.Sequential(
             GroupNorm(out_channels),
             nn.SiLU(),
@@ -135,7 +168,7 @@ class ResBlock(nn.Module):
         embedding = self.emb_layers(cond.embedding).repeat_interleave(cond.frames, dim=0)
         h = self.in_layers(x) + embedding[..., None, None]
         h = self.skip_connection(x) + self.out_layers(h)
-        return fold(self.temopral_conv(unfold(h, cond.frames), cond.loop))
+        return by_frames(self.temopral_conv(along_time(h, cond.frames), cond.loop), *h.shape[2:])
 
 
 class GEGLU(nn.Module):
@@ -153,12 +186,19 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     """GEGLU to four times the width and back."""
 
+    rows = 1024
+    """Tokens that a CPU takes at a time, so that what is between the layers stays in its caches."""
+
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Dropout(dropout), Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        """x: [n, tokens, dim]; returns the same shape."""
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return self.net(x)
+        parts = x.flatten(0, 1).split(self.rows)
+        return torch.cat([self.net(part) for part in parts]).view(x.shape)
 
 
 class TransformerBlock(nn.Module):
@@ -173,15 +213,16 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.norm3 = LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: [n, tokens, dim]; context: [b, m, context_dim], where n is a multiple of b, or None."""
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """x: [n, tokens, dim]; the context's b divides n, or None."""
         x = x + self.attn1(self.norm1(x))
         if context is None:
             x = x + self.attn2(self.norm2(x))
         else:  # all frames of a sample look at one context: their tokens stand in one row
             n = len(x)
             queries = self.norm2(x).reshape(len(context), -1, x.shape[-1])
-            x = x + self.attn2(queries, context).reshape(n, -1, x.shape[-1])
+            out = self.attn2(queries, *context.keys_values(self.attn2))
+            x = x + out.reshape(n, -1, x.shape[-1])
         return x + self.ff(self.norm3(x))
 
 
@@ -217,10 +258,10 @@ class TemporalTransformer(nn.Module):
         self.proj_out = Pointwise(heads * head_dim, channels)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        video = unfold(x, cond.frames)
-        b, _, _, h, w = video.shape
-        tokens = self.proj_in(self.norm(video).permute(0, 3, 4, 2, 1).flatten(0, 2)).float()  # [b·h·w, f, c]
+        video = along_time(x, cond.frames)
+        rows = self.proj_in(self.norm(video).permute(0, 2, 3, 1))  # [b, f, n, c]
+        tokens = rows.transpose(1, 2).flatten(0, 1).float()  # [b·n, f, c]
         for block in self.transformer_blocks:
             tokens = block(tokens)
-        out = self.proj_out(tokens).unflatten(0, (b, h, w))  # [b, h, w, f, c]
-        return x + out.permute(0, 3, 4, 1, 2).flatten(0, 1)
+        out = self.proj_out(tokens).unflatten(0, (len(video), -1))  # [b, n, f, c]
+        return by_frames(video + out.permute(0, 3, 2, 1), *x.shape[2:])

@@ -26,11 +26,15 @@ class Conv2d(nn.Conv2d):
         return super().forward(x.to(self.weight.dtype))
 
 
-class Conv3d(nn.Conv3d):
-    """``nn.Conv3d`` that casts its input to the weight's type."""
+class FrameConv(nn.Conv3d):
+    """A ``Conv3d`` as the files have it, (3, 1, 1), over each pixel's frames: [b, c, f, n] → [b, o, f, n].
+
+    As a 2-D convolution it has several times the speed, where memory is channels-last.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+        weight = self.weight.squeeze(-1)
+        return F.conv2d(x.to(weight.dtype), weight, self.bias, self.stride[:2], self.padding[:2])
 
 
 class Pointwise(nn.Conv1d):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import local_image
 from .blocks import (
     Conditioning,
+    Context,
     Downsample,
     InputConv,
     ResBlock,
@@ -112,11 +114,7 @@ class STUNet(nn.Module):
             latents: noisy latents [b, in_dim, f, h, w]; h and w must be their own
                 :meth:`STUNetConfig.canvas`.
             timesteps: [b], 0 to 999.
-            text: text states [b, tokens, context_dim], for members that read text.
-            image: image embeddings [b, 1, image_dim], for members with ``image_tokens``.
-            fps: frames per second [b], for members with ``fps_embedding``.
-            picture: the picture's scaled latent [b, 4, h, w], for members with ``local_image``.
-            loop: the first frame follows the last, for a video that repeats without a jump.
+            text, image, fps, picture, loop: see :meth:`conditioned`.
 
         Returns:
             [b, out_dim, f, h, w] in fp32.
@@ -124,20 +122,50 @@ class STUNet(nn.Module):
         Raises:
             ValueError: for a size that the levels can't halve and double back.
         """
+        return self.conditioned(text, image, fps, picture, loop)(latents, timesteps)
+
+    def conditioned(
+        self,
+        text: Tensor | None = None,
+        image: Tensor | None = None,
+        fps: Tensor | None = None,
+        picture: Tensor | None = None,
+        loop: bool = False,
+    ) -> Conditioned:
+        """The network for one batch of videos, as a function of latents and timesteps.
+
+        What it makes of the conditions is computed once, not once a step.
+
+        Args:
+            text: text states [b, tokens, context_dim], for members that read text.
+            image: image embeddings [b, 1, image_dim], for members with ``image_tokens``.
+            fps: frames per second [b], for members with ``fps_embedding``.
+            picture: the picture's scaled latent [b, 4, h, w], for members with ``local_image``.
+            loop: the first frame follows the last, for a video that repeats without a jump.
+
+        Raises:
+            ValueError: for conditions that the member needs and that are missing.
+        """
+        if self.config.fps_embedding and fps is None:
+            raise ValueError("This network was trained with the frame rate as an input: fps is missing.")
+        rate = (
+            self.fps_embedding(sinusoidal_embedding(fps, self.config.dim)) if self.config.fps_embedding else 0
+        )
+        return Conditioned(self, Context(self._context(text, image, picture)), rate, picture, loop)
+
+    def denoise(
+        self, latents: Tensor, embedding: Tensor, context: Context, loop: bool, beside: Tensor | None = None
+    ) -> Tensor:
+        """The network itself: ``embedding`` [b, 4·dim], ``beside`` [b, 4, f, h, w] for ``local_image``."""
         f, h, w = latents.shape[2:]
         if self.config.canvas(h, w) != (h, w):
             raise ValueError(
                 f"Latents of {h}×{w} don't survive this network's levels; the next size that does is "
                 "{}×{}.".format(*self.config.canvas(h, w))
             )
-        cond = Conditioning(self.embed(timesteps, fps), self.context(text, image, picture), f, loop)
-        if self.config.local_image:
-            beside = local_image.concatenated(
-                self.local_image_concat, self.local_temporal_encoder, picture, f, loop
-            )
-            latents = torch.cat([latents, beside], dim=1)
-
-        x = fold(latents)
+        cond = Conditioning(F.silu(embedding), context, f, loop)
+        x = fold(latents if beside is None else torch.cat([latents, beside], dim=1))
+        x = x.contiguous(memory_format=torch.channels_last)
         skips = []
         for block in self.input_blocks:
             x = block(x, cond)
@@ -147,16 +175,7 @@ class STUNet(nn.Module):
             x = block(torch.cat([x, skips.pop()], dim=1), cond)
         return unfold(self.out(x).float(), f)
 
-    def embed(self, timesteps: Tensor, fps: Tensor | None) -> Tensor:
-        """The embedding that every residual block sees: [b, 4·dim]."""
-        embedding = self.time_embed(sinusoidal_embedding(timesteps, self.config.dim))
-        if self.config.fps_embedding:
-            if fps is None:
-                raise ValueError("This network was trained with the frame rate as an input: fps is missing.")
-            embedding = embedding + self.fps_embedding(sinusoidal_embedding(fps, self.config.dim))
-        return embedding
-
-    def context(self, text: Tensor | None, image: Tensor | None, picture: Tensor | None) -> Tensor:
+    def _context(self, text: Tensor | None, image: Tensor | None, picture: Tensor | None) -> Tensor:
         """The tokens that spatial layers attend to: [b, tokens, context_dim]."""
         tokens = []
         if text is not None:
@@ -168,3 +187,37 @@ class STUNet(nn.Module):
                 self.context_embedding(image).unflatten(-1, (-1, self.config.context_dim)).flatten(1, 2)
             )
         return torch.cat([part.to(tokens[0].dtype) for part in tokens], dim=1)
+
+
+class Conditioned:
+    """A network with the conditions of one batch; see :meth:`STUNet.conditioned`."""
+
+    def __init__(
+        self,
+        network: STUNet,
+        context: Context,
+        rate: Tensor | int,
+        picture: Tensor | None,
+        loop: bool,
+    ) -> None:
+        self.network, self.context, self.rate, self.picture, self.loop = network, context, rate, picture, loop
+        self._beside: Tensor | None = None
+
+    def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """As :meth:`STUNet.forward`."""
+        network = self.network
+        embedding = network.time_embed(sinusoidal_embedding(timesteps, network.config.dim)) + self.rate
+        return network.denoise(
+            latents, embedding, self.context, self.loop, self._concatenated(latents.shape[2])
+        )
+
+    def _concatenated(self, frames: int) -> Tensor | None:
+        """The channels beside the latents of so many frames, of members with ``local_image``."""
+        network = self.network
+        if not network.config.local_image:
+            return None
+        if self._beside is None or self._beside.shape[2] != frames:
+            self._beside = local_image.concatenated(
+                network.local_image_concat, network.local_temporal_encoder, self.picture, frames, self.loop
+            )
+        return self._beside

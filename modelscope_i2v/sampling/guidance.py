@@ -15,7 +15,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def guided(
-    network: Callable[..., Tensor],
+    conditioned: Callable[..., Predict],
     positive: Mapping[str, Tensor],
     negative: Mapping[str, Tensor],
     *,
@@ -26,23 +26,28 @@ def guided(
     """Classifier-free guidance: Ho and Salimans (arXiv:2207.12598).
 
     Args:
-        network: called as ``network(latents, timesteps, **conditions)``.
-        positive, negative: the network's conditions with and without the wish, each tensor [b, …].
+        conditioned: gives the network for conditions: ``conditioned(**conditions)(latents, timesteps)``.
+        positive, negative: the conditions with and without the wish, each tensor [b, …].
         scale: 1 leaves the unconditional branch out.
         rescale: 0 to 1, how far the result's spread goes back to the conditional branch's, against
             overexposure: Lin et al. (arXiv:2305.08891), section 3.4.
         one_batch: both branches in one call, or one after the other with less memory.
     """
     if scale == 1:
-        return lambda x, t: network(x, t, **positive)
+        return conditioned(**positive)
     if one_batch:
-        both = {name: torch.cat([negative[name], positive[name]]) for name in positive}
+        both = conditioned(**{name: torch.cat([negative[name], positive[name]]) for name in positive})
+
+        def branches(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+            return both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
+    else:
+        apart = conditioned(**negative), conditioned(**positive)
+
+        def branches(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+            return tuple(branch(x, t) for branch in apart)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        if one_batch:
-            without, wanted = network(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2)
-        else:
-            without, wanted = network(x, t, **negative), network(x, t, **positive)
+        without, wanted = branches(x, t)
         out = without + scale * (wanted - without)
         if rescale:
             ratio = wanted.flatten(1).std(dim=1) / (out.flatten(1).std(dim=1) + 1e-12)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Callable
 
 import torch
@@ -13,9 +11,6 @@ from torch import Tensor, nn
 
 from ..devices import resolve_device
 from ..errors import InputError
-
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
-"""glibc's numbers of two settings of its allocator."""
 
 
 class Machine:
@@ -48,8 +43,6 @@ class Machine:
             self.device, self.rank = self._accelerator.device, self._accelerator.process_index
         else:
             self.device = resolve_device(device)
-        if self.device.type == "cpu":
-            keep_memory()
 
     @property
     def main(self) -> bool:
@@ -87,16 +80,3 @@ class Machine:
                 error = caught
         if self.any(error is not None):
             raise error if error is not None else SystemExit(1)
-
-
-def keep_memory() -> None:
-    """Has glibc keep freed memory for the next tensors, where there is glibc.
-
-    By default it hands large blocks back to the system and asks for them again at every operation: a fifth
-    of the time of training a small network on a CPU.
-    """
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(_MMAP_MAX, 0)
-            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

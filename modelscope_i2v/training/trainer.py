@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..allocator import kept_memory
 from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
 from ..checkpoints.load import load_module
@@ -172,8 +173,7 @@ class Trainer:
                 network.requires_grad_(True)
             network.train()
         network.to(self.device)
-        if config.compile or self.device.type == "cuda":
-            channels_last(network)
+        channels_last(network)
         if config.gradient_checkpointing:
             checkpointed(network)
         return use_kernel(network, config.attention)
@@ -271,7 +271,8 @@ class Trainer:
         board = Board(self.output / "tensorboard", self.step) if main else None
         began, saved = time.monotonic(), self.step
         show = self.progress if main else False
-        with _stopping() as stop, Progress(self.step, config.steps, show) as shown:
+        bar = Progress(self.step, config.steps, show)
+        with kept_memory(self.device), _stopping() as stop, bar as shown:
             while self.step < config.steps:
                 before = time.monotonic()
                 value, norm = self._step()

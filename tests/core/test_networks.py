@@ -1,15 +1,23 @@
 """What the networks promise beyond parity with the originals."""
 
+import contextlib
+import os
+import platform
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelscope_i2v.allocator import kept_memory
 from modelscope_i2v.errors import InputError
 from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.networks import attention
 from modelscope_i2v.networks.attention import Attention, use_kernel
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
+from modelscope_i2v.networks.blocks import FeedForward, SpatialTransformer
 from modelscope_i2v.networks.config import AutoencoderConfig, STUNetConfig
 from modelscope_i2v.networks.layers import cast, float32_names, sinusoidal_embedding
 from modelscope_i2v.networks.stunet import STUNet
@@ -124,3 +132,91 @@ def test_posterior_sample_follows_its_moments():
     assert torch.equal(posterior.sample(zero), posterior.mean)
     spread = posterior.sample(zero + 1) - posterior.mean
     assert torch.allclose(spread, (0.5 * posterior.logvar).exp(), atol=1e-5)
+
+
+def test_what_a_video_is_told_is_computed_once():
+    told = {"local_image": True, "image_tokens": 2, "image_dim": 24, "fps_embedding": True}
+    network = STUNet(STUNetConfig(**told, **SMALL)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05) if parameter.ndim > 1 else None
+    conditions = {
+        "text": torch.randn(2, 5, 24),
+        "image": torch.randn(2, 1, 24),
+        "fps": torch.tensor([8, 16]),
+        "picture": torch.randn(2, 4, 8, 8),
+    }
+    once = [network.local_image_embedding, network.context_embedding, network.fps_embedding]
+    once += [network.local_image_concat, network.local_temporal_encoder]
+    once += [
+        projection
+        for module in network.modules()
+        if isinstance(module, SpatialTransformer)
+        for block in module.transformer_blocks
+        for projection in (block.attn2.to_k, block.attn2.to_v)
+    ]
+    counts = dict.fromkeys(once, 0)
+
+    def count(module, args, output):
+        counts[module] += 1
+
+    for module in once:
+        module.register_forward_hook(count)
+    steps = [(torch.randn(2, 4, 3, 8, 8), torch.tensor([t, t])) for t in (900, 500, 20)]
+    with torch.no_grad():
+        conditioned = network.conditioned(**conditions)
+        outs = [conditioned(*step) for step in steps]
+        assert set(counts.values()) == {1} and len(counts) > 12
+        for step, out in zip(steps, outs):
+            assert torch.equal(network(*step, **conditions), out)
+        longer = torch.randn(2, 4, 5, 8, 8), steps[0][1]
+        assert torch.equal(conditioned(*longer), network(*longer, **conditions))
+
+
+def test_training_keeps_nothing_of_the_context():
+    network = STUNet(STUNetConfig(**SMALL)).eval()
+    conditioned = network.conditioned(torch.randn(1, 5, 24))
+    step = torch.randn(1, 4, 2, 8, 8), torch.tensor([3])
+    for _ in range(2):  # the second would fail on a graph that the first has freed
+        conditioned(*step).square().mean().backward()
+
+
+def test_feed_forward_by_rows_is_the_whole(monkeypatch):
+    layer = FeedForward(32, dropout=0.0)
+    x = torch.randn(3, 50, 32)
+    monkeypatch.setattr(FeedForward, "rows", 16)
+    seen = []
+    layer.net.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    with torch.no_grad():
+        by_rows = layer(x)
+    assert max(seen) == 16 and sum(seen) == 150
+    assert torch.allclose(by_rows, layer(x), atol=1e-6)  # with gradients, in one
+
+
+def test_memory_layout_of_the_input_does_not_matter():
+    network = STUNet(STUNetConfig(**SMALL)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05) if parameter.ndim > 1 else None
+    latents, t, y = torch.randn(2, 4, 3, 8, 16), torch.tensor([3, 8]), torch.randn(2, 5, 24)
+    strange = latents.permute(4, 1, 0, 3, 2).contiguous().permute(2, 1, 4, 3, 0)
+    with torch.no_grad():
+        assert torch.equal(network(strange, t, y), network(latents, t, y))
+
+
+def test_memory_is_kept_for_the_next_tensors_and_handed_back():
+    """glibc gives a large block back at once by default; inside it stays, and afterwards it goes."""
+    cpu, size = torch.device("cpu"), 64 * 2**20
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    with contextlib.suppress(ValueError), kept_memory(cpu), kept_memory(cpu):
+        raise ValueError
+    if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc":
+        before = resident()
+        with kept_memory(cpu):
+            with kept_memory(cpu):
+                torch.ones(size, dtype=torch.uint8)
+            assert resident() - before > size * 0.9
+        assert resident() - before < size * 0.5
+    with kept_memory(torch.device("meta")):
+        pass
