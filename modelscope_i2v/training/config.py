@@ -189,7 +189,7 @@ class TrainConfig:
     lr_schedule: str = _field(_choice("cosine", "constant"), "falls to 0 along a cosine, or stays", "cosine")
     warmup: int = _field(_whole(0), "steps in which the learning rate rises from 0", 100)
     optimizer: str = _field(
-        _choice("adamw", "muon"), "muon learns a new network's rare things sooner; not for lora", "adamw"
+        _choice("adamw", "muon"), "muon learns a new network's rare things sooner", "adamw"
     )
     weight_decay: float = _field(_number(), "for weights, but not for norms and biases", 0.01)
     betas: tuple[float, float] = _field(_betas, "of AdamW", (0.9, 0.99))
