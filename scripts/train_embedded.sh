@@ -23,7 +23,7 @@ step() {  # step FILE COMMAND…: unless FILE is there
 train() {  # train NAME [FAMILY that it completes]
     local less=()
     if [ "$smoke" ]; then
-        less=(--set steps=2 --set warmup=0 --set batch_size=2 --set compile=false --set log_every=1)
+        less=(--set steps=2 --set warmup=0 --set batch_size=2 --set log_every=1)
     fi
     step "runs/$1/model/unet.safetensors" \
         "$python" -m modelscope_i2v train "$here/embedded/configs/$1.json" --resume "${less[@]}"
@@ -42,8 +42,8 @@ step degraded "$python" "$here/embedded/cache.py" --model embedded/video-to-vide
     $(few --clips 4)
 train text-to-video-1
 train text-to-video-2 text-to-video-synthesis
-train image-to-video image-to-video
 train i2vgen-xl i2vgen-xl
+train image-to-video image-to-video
 train video-to-video video-to-video
 for family in text-to-video-synthesis image-to-video i2vgen-xl video-to-video; do
     step "evaluation/$family/report.json" "$python" -m modelscope_i2v evaluate "embedded/$family" \
