@@ -19,11 +19,12 @@ from .checkpoints.directory import ModelDirectory
 from .checkpoints.hub import fetch
 from .checkpoints.kinds import Part
 from .checkpoints.tensors import TensorFile, select
-from .devices import default_dtype, out_of_memory_told, parse_dtype, resolve_device
+from .devices import default_dtype, free_memory, out_of_memory_told, parse_dtype, resolve_device
 from .errors import CheckpointError, InputError
 from .families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from .generator import VideoGenerator
-from .networks.config import UNET_NUMBERS, STUNetConfig
+from .memory_model import denoising
+from .networks.config import STUNetConfig
 from .networks.stunet import STUNet
 from .options import OF_FIRST, OF_RESULT, Options, options_of
 
@@ -56,18 +57,6 @@ class _Plan(NamedTuple):
     """The same options, checked."""
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device has left for tensors.
-
-    None where moving weights to the host would free nothing: on a CPU, where they are a mapped file,
-    and where the graphics memory is the host's.
-    """
-    if device.type != "cuda":
-        return None
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
 class Cascade:
     """Two checkpoints, one after the other.
 
@@ -94,6 +83,7 @@ class Cascade:
         progress: bool | None = None,
         *,
         refine_only: bool = False,
+        memory: str = "auto",
         free_memory: FreeMemory = free_memory,
     ) -> Cascade:
         """Loads both checkpoints; a network that they have alike, only once.
@@ -101,13 +91,13 @@ class Cascade:
         Args:
             models: a model for ``image-to-video`` (I2VGen-XL too), and one for ``video-to-video``:
                 directories, or ids on the ModelScope hub.
-            device, dtype, attention: see
+            device, dtype, attention, memory: see
                 :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
             refine_only: leave out the first.
 
         Raises:
             CheckpointError: for a model that cannot be had or loaded, or is of the wrong task.
-            InputError: for an unknown device, type or attention kernel.
+            InputError: for an unknown device, type, attention kernel or memory mode.
         """
         if isinstance(models, (str, os.PathLike)) or not isinstance(models, Sequence) or len(models) != 2:
             raise InputError(f"models={models!r} does not work: it must be a pair such as {MODELS!r}.")
@@ -126,13 +116,16 @@ class Cascade:
             "dtype": weights,
             "attention": attention,
             "progress": progress,
+            "memory": memory,
         }
         # What is used first is loaded last, and is where it is needed when the first call comes.
         second = VideoGenerator.from_directory(opened[-1].path, **settings)
         if refine_only:
             return cls(None, second, free_memory)
         free = free_memory(place)
-        if free is not None and free < _size(opened[0].unet, weights):
+        if second.placement.mode != "resident":
+            settings["memory"] = second.placement.mode  # what the larger video needs
+        elif free is not None and free < _size(opened[0].unet, weights):
             second.unet.to("cpu")
         ready = alike(second, opened[1], opened[0])
         return cls(
@@ -255,7 +248,12 @@ class Cascade:
         return _Plan(self.first.resolve(inputs, {**for_first, "output_type": kind}), second, checked)
 
     def _bring(self, stage: VideoGenerator, options: list[Options]) -> None:
-        """Puts a stage's U-Net on the device, in place of the other stage's if it takes that."""
+        """Puts a stage's U-Net on the device, in place of the other stage's if it takes that.
+
+        Where it is not to stay on the device, it comes there for its work by itself.
+        """
+        if stage.placement.mode != "resident":
+            return
         other = self.second if stage is self.first else self.first
         with out_of_memory_told():
             free = self.free_memory(stage.device)
@@ -280,6 +278,7 @@ def animate(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str = "sdpa",
+    memory: str = "auto",
     **options: Any,
 ) -> Any:
     """Makes a large video of a picture: image-to-video, then video-to-video on its frames.
@@ -304,7 +303,8 @@ def animate(
               … to both, ``target_fps`` to the first, ``strength``, ``inversion`` and ``fit`` to the second.
         first_options: options of the first stage alone; they win over the plain ones.
         refine_options: options of the second stage alone, likewise.
-        device, dtype, attention: see :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+        device, dtype, attention, memory: see
+            :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
 
     Returns:
         The video as ``output_type`` says: a path, bytes, frames. With ``keep_first`` an :class:`Animation`,
@@ -323,8 +323,9 @@ def animate(
         raise InputError(
             f"refine continues from a video and leaves out the first stage; {unused} has no use."
         )
+    progress = options.get("progress")
     cascade = Cascade.load(
-        models, device, dtype, attention, options.get("progress"), refine_only=refine is not None
+        models, device, dtype, attention, progress, refine_only=refine is not None, memory=memory
     )
     options["refine_options"] = refine_options
     if refine is not None:
@@ -383,13 +384,12 @@ def first_path(path: Path) -> Path:
 
 
 def working_memory(stage: VideoGenerator, options: Options) -> int:
-    """An estimate of the bytes beside its weights that a stage's U-Net takes."""
+    """Bytes beside its weights that a stage's U-Net takes."""
     config = stage.unet.config
     factor = stage.autoencoder.config.factor
-    rows, columns = config.canvas(options.height // factor, options.width // factor)
+    canvas = config.canvas(options.height // factor, options.width // factor)
     branches = 1 if options.sequential_guidance else 2
-    pixels = branches * options.batch_size * options.num_frames * rows * columns
-    return pixels * UNET_NUMBERS * config.dim // STUNetConfig.dim * stage.dtype.itemsize
+    return denoising(config, branches * options.batch_size, options.num_frames, *canvas, stage.dtype)
 
 
 def _size(config: STUNetConfig, dtype: torch.dtype) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -63,17 +63,34 @@ def encoder_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if device.type == "cpu" or dtype == torch.float32 else torch.float16
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device has left for tensors.
+
+    None where moving weights to the host would free nothing: on a CPU, where they are a mapped file,
+    and where the graphics memory is the host's.
+    """
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
 @contextlib.contextmanager
-def out_of_memory_told() -> Iterator[None]:
-    """Turns the device's out-of-memory errors into one that says what needs less."""
+def out_of_memory_told(advice: Callable[[], str] | None = None) -> Iterator[None]:
+    """Turns the device's out-of-memory errors into one that says what needs less.
+
+    ``advice`` is asked for a sentence on the work at hand, once memory has run out.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
         if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text):
             raise
+        said = f" By this package's count, {advice()}" if advice else ""
         raise OutOfMemoryError(
-            "The device has too little free memory. These need less: a smaller height, width or num_frames, "
-            "sequential_guidance=True, decode_chunk_size=1, batch_size=1, dtype='fp16' or 'bf16'. "
+            f"The device has too little free memory.{said} These need less: a smaller height, width or "
+            "num_frames, memory='offload' or 'minimal', sequential_guidance=True, decode_chunk_size=1, "
+            "batch_size=1, dtype='fp16' or 'bf16'. "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error

@@ -10,25 +10,36 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import outputs, samples
+from . import outputs, room, samples
 from .adapters import load as adapters
+from .allocator import kept_memory
 from .checkpoints.directory import ModelDirectory
 from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from .conditioning.clip import ImageEncoder, TextEncoder
-from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dtype, resolve_device
+from .devices import (
+    default_dtype,
+    encoder_dtype,
+    out_of_memory_told,
+    parse_dtype,
+    resolve_device,
+)
 from .errors import Cancelled, InputError, NumericalError
 from .families import LATENT_SCALE, Family
+from .jobs import Job, batches
 from .networks.attention import use_kernel
 from .networks.autoencoder import AutoencoderKL
+from .networks.config import CLIPConfig
 from .networks.layers import cast, float32_names
 from .networks.stunet import STUNet
+from .networks.tiling import tiled_decode, tiled_encode
 from .options import Options
+from .placement import Placement
 from .progress import bar
 from .samples import Sample
 from .sampling.anchor import anchored
@@ -48,7 +59,9 @@ class VideoGenerator:
         family: what the checkpoint was trained with.
         unet, autoencoder, text_encoder, image_encoder: the networks; a tower of CLIP that the family
             does not read is None.
-        device, dtype: where they are, and the type of their weights.
+        device, dtype: where they work, and the type of their weights.
+        placement: where their weights are meanwhile; by default there, and always.
+        clip: the architecture of both towers.
         defaults: options that the checkpoint's configuration.json sets.
     """
 
@@ -63,6 +76,8 @@ class VideoGenerator:
         device: torch.device,
         dtype: torch.dtype,
         defaults: Mapping[str, Any] | None = None,
+        placement: Placement | None = None,
+        clip: CLIPConfig | None = None,
     ) -> None:
         self.family = family
         self.unet = unet
@@ -73,6 +88,8 @@ class VideoGenerator:
         self.dtype = dtype
         self.defaults = dict(defaults or {})
         self.schedule = SCHEDULES[family.schedule]()
+        self.placement = placement or Placement(device, "resident")
+        self.clip = clip or CLIPConfig()
 
     @classmethod
     def from_directory(
@@ -84,6 +101,7 @@ class VideoGenerator:
         attention: str = "sdpa",
         progress: bool | None = None,
         ready: Mapping[str, nn.Module] | None = None,
+        memory: str = "auto",
     ) -> VideoGenerator:
         """Loads a checkpoint directory, in the hub's layout or in diffusers'.
 
@@ -96,16 +114,20 @@ class VideoGenerator:
             attention: a name of :data:`modelscope_i2v.networks.attention.KERNELS`.
             ready: networks that are loaded already, by the names of their attributes here; their files
                 stay unread.
+            memory: ``resident``, ``offload`` or ``minimal``, see :class:`modelscope_i2v.placement.Placement`;
+                ``auto``: the fastest for which the device's free memory suffices, by the size of the
+                checkpoint's default video, and a smaller one once a call needs it.
 
         Raises:
             CheckpointError: for a directory or file that is not what it should be.
-            InputError: for an unknown device, type or attention kernel.
+            InputError: for an unknown device, type, attention kernel or memory mode.
         """
         place = resolve_device(device)
         weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
         model = ModelDirectory.open(directory, task)
         family = model.family
         ready = ready or {}
+        placement = room.placement(memory, model, place, weights)
         with torch.device("meta"):
             text_encoder = ready.get("text_encoder") or (
                 TextEncoder(model.clip) if family.reads_text else None
@@ -131,7 +153,7 @@ class VideoGenerator:
                     network,
                     model.read(part),
                     dtype=kind,
-                    device=place,
+                    device=placement.home,
                     keep_float32=float32_names(network),
                     ignore=unused,
                 )
@@ -146,6 +168,8 @@ class VideoGenerator:
             device=place,
             dtype=weights,
             defaults=model.defaults,
+            placement=placement,
+            clip=model.clip,
         )
 
     def __call__(self, inputs: list[Any], output_video: Any = None, **options: Any) -> list[Any]:
@@ -176,7 +200,7 @@ class VideoGenerator:
 
     def make(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[tuple[Job, Tensor]]:
         """The videos of inputs that :meth:`resolve` took apart, one by one, as :meth:`finish` has them."""
-        for batch in _batches(self._jobs(plans)):
+        for batch in batches(self._jobs(plans)):
             for job, latents in zip(batch, self.generate(batch)):
                 yield job, self.finish(job, latents)
 
@@ -217,11 +241,12 @@ class VideoGenerator:
     @torch.inference_mode()
     def generate(self, batch: list[Job]) -> Tensor:
         """Latents of one batch of alike jobs: [b, 4, f, height / 8, width / 8], fp32."""
-        with out_of_memory_told():
+        sample = batch[0].sample
+        with room.making(self, sample.options, sample.num_frames), kept_memory(self.device):
             positive, negative = self.condition(batch)
             start = self.start(batch, negative)
             latents = self.denoise(start, positive, negative, batch)
-        height, width = self._latent_size(batch[0].sample.options)
+        height, width = self._latent_size(sample.options)
         return latents[..., :height, :width]
 
     def _latent_size(self, options: Options) -> tuple[int, int]:
@@ -241,12 +266,14 @@ class VideoGenerator:
         without = dict(wanted)
         if self.text_encoder is not None:
             texts = [sample.text + family.prompt_suffix for sample in inputs]
-            wanted["text"] = self.text_encoder.encode(texts, inputs[0].text_rows)
-            negative = self.text_encoder.encode([options.negative_prompt], inputs[0].text_rows)
+            with self.placement.working(self.text_encoder):
+                wanted["text"] = self.text_encoder.encode(texts, inputs[0].text_rows)
+                negative = self.text_encoder.encode([options.negative_prompt], inputs[0].text_rows)
             without["text"] = negative.expand_as(wanted["text"])
         if self.image_encoder is not None:
             pixels = samples.clip_input(family, inputs, self.image_encoder.image_size)
-            wanted["image"] = self.image_encoder.encode(pixels)
+            with self.placement.working(self.image_encoder):
+                wanted["image"] = self.image_encoder.encode(pixels)
             without["image"] = torch.zeros_like(wanted["image"])
         return wanted, without
 
@@ -308,8 +335,8 @@ class VideoGenerator:
         schedule = SCHEDULES["cosine"]()
         reach = self.family.start_timestep(options.strength) + 1
         steps = min(options.num_inference_steps, reach)
-        denoise = denoiser(lambda x, t: self.unet(x, t, **negative), schedule, self.family.prediction)
-        with bar(steps, "Inverting", options.progress) as inverting:
+        with self.placement.working(self.unet), bar(steps, "Inverting", options.progress) as inverting:
+            denoise = denoiser(self.unet.conditioned(**negative), schedule, self.family.prediction)
             for latents in ddim_inversion(denoise, video, schedule, steps, reach):
                 video = latents
                 inverting.update()
@@ -340,12 +367,13 @@ class VideoGenerator:
         shape = (1, self.autoencoder.config.embed_dim, frames.shape[2] // factor, frames.shape[3] // factor)
         noise = torch.cat([source.normal(shape) for _ in frames]).to(self.device)
         latents = []
+        options = self.placement.options(options)
         size = options.decode_chunk_size
-        for part, fresh in zip(frames.split(size), noise.split(size)):
-            posterior = self._finite(
-                "encoding", self.autoencoder, self.autoencoder.encode, part.to(self.device)
-            )
-            latents.append(LATENT_SCALE * posterior.sample(fresh))
+        encode = functools.partial(tiled_encode, self.autoencoder, tile=options.tile_size)
+        with self.placement.working(self.autoencoder):
+            for part, fresh in zip(frames.split(size), noise.split(size)):
+                posterior = self._finite("encoding", self.autoencoder, encode, part.to(self.device))
+                latents.append(LATENT_SCALE * posterior.sample(fresh))
         return torch.cat(latents).transpose(0, 1)
 
     @torch.inference_mode()
@@ -356,15 +384,7 @@ class VideoGenerator:
             Cancelled: the callback returned False.
             NumericalError: NaN or infinity, in fp32 too.
         """
-        options = batch[0].sample.options
-        predict = guided(
-            functools.partial(self.unet, loop=True) if options.loop else self.unet,
-            positive,
-            negative,
-            scale=options.guidance_scale,
-            rescale=options.guidance_rescale,
-            one_batch=not options.sequential_guidance,
-        )
+        options = self.placement.options(batch[0].sample.options)
         solver = SOLVERS[options.scheduler]
         if options.first_frame == "anchor":
             picture = positive.get("picture")  # only I2VGen-XL's network has it already
@@ -376,6 +396,14 @@ class VideoGenerator:
 
         def run() -> Tensor:
             latents = start
+            predict = guided(
+                functools.partial(self.unet.conditioned, loop=options.loop),
+                positive,
+                negative,
+                scale=options.guidance_scale,
+                rescale=options.guidance_rescale,
+                one_batch=not options.sequential_guidance,
+            )
             steps = solver(
                 denoiser(predict, self.schedule, self.family.prediction),
                 start,
@@ -397,18 +425,27 @@ class VideoGenerator:
     @torch.inference_mode()
     def decode(self, latents: Tensor, options: Options) -> Tensor:
         """Scaled latents [4, f, h, w] as frames [f, 3, h·8, w·8], about -1..1, fp32 on the CPU."""
+        making = room.making(self, options, latents.shape[1])
+        options = self.placement.options(options)
         parts = (latents.transpose(0, 1).to(self.device) / LATENT_SCALE).split(options.decode_chunk_size)
+        decode = functools.partial(tiled_decode, self.autoencoder, tile=options.tile_size)
         frames = []
-        with bar(latents.shape[1], "Decoding", options.progress, "frame") as decoding, out_of_memory_told():
+        shown = bar(latents.shape[1], "Decoding", options.progress, "frame")
+        with (
+            shown as decoding,
+            making,
+            kept_memory(self.device),
+            self.placement.working(self.autoencoder),
+        ):
             for part in parts:
-                decoded = self._finite("decoding", self.autoencoder, self.autoencoder.decode, part)
-                frames.append(decoded.cpu())
+                frames.append(self._finite("decoding", self.autoencoder, decode, part).cpu())
                 decoding.update(len(part))
         return torch.cat(frames)
 
     def _finite(self, what: str, network: torch.nn.Module, compute: Callable[..., Any], *args: Any) -> Any:
         """``compute(*args)``, once more with ``network`` in fp32 if it has NaN or infinity."""
-        result = compute(*args)
+        with self.placement.working(network):
+            result = compute(*args)
         if _is_finite(result):
             return result
         if self.dtype != torch.float32:
@@ -418,7 +455,8 @@ class VideoGenerator:
             )
             cast(network, torch.float32)
             try:
-                result = compute(*args)
+                with self.placement.working(network):
+                    result = compute(*args)
             finally:
                 cast(network, self.dtype)
             if _is_finite(result):
@@ -433,35 +471,6 @@ class VideoGenerator:
         if job.sample.options.output_type == "latent":
             return latents
         return outputs.blacken(self.decode(latents, job.sample.options), job.sample.content)
-
-
-class Job(NamedTuple):
-    """One video to make."""
-
-    sample: Sample
-    number: int
-    """Which of the sample's videos it is, from 0."""
-    seed: int | None
-    source: NoiseSource
-
-    @classmethod
-    def of(cls, sample: Sample, number: int = 0) -> Job:
-        """The sample's video of that number; its seed is the sample's plus the number."""
-        options = sample.options
-        seed = None if options.seed is None else options.seed + number
-        return cls(sample, number, seed, NoiseSource(seed, options.generator))
-
-
-def _batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
-    """Runs of alike jobs, no longer than their batch size."""
-    batch: list[Job] = []
-    for job in jobs:
-        if batch and (len(batch) >= job.sample.options.batch_size or not batch[0].sample.alike(job.sample)):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
 
 
 def _is_finite(result: Tensor | tuple[Tensor, ...]) -> bool:

@@ -212,6 +212,10 @@ class Options:
     decode_chunk_size: int = _option(
         _integer(1, MAX_FRAMES), "frames decoded at a time; fewer need less memory"
     )
+    tile_size: int | None = _option(
+        _integer(64, MAX_SIDE),
+        "encode and decode frames in tiles of this side, in pixels, for large frames in little memory",
+    )
     sequential_guidance: bool = _option(
         _instance(bool, "True or False"),
         "run both guidance branches one after the other, with less memory",

@@ -108,6 +108,7 @@ def _run(args: argparse.Namespace) -> int:
         device=device,
         dtype=args.dtype,
         attention=args.attention,
+        memory=args.memory,
         progress=False if args.no_progress else None,
         **options,
     )

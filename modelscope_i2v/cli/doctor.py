@@ -13,7 +13,7 @@ from importlib import metadata
 
 from ..families import FAMILIES, Family
 from ..version import __version__
-from .memory import Memory, main_memory, needed
+from .memory import Memory, main_memory
 from .parser import PROGRAM, say
 
 _GB = 1e9
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         _section("Devices", _devices),
         _section("Codecs", _codecs),
         _section("ModelScope", _plugin),
-        _section("Full-size models (memory for weights, and an estimate for the default video)", _models),
+        _section("Full-size models (memory for the weights and the default video)", _models),
     ]
     if missing:
         say()
@@ -154,33 +154,50 @@ def _models() -> None:
     """Whether each family's model fits, by device."""
     import torch
 
-    places = [("cpu", main_memory(), 4)]
-    places += [(f"cuda:{index}", _cuda_memory(index), 2) for index in range(torch.cuda.device_count())]
+    places = [("cpu", main_memory())]
+    places += [(f"cuda:{index}", _cuda_memory(index)) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
-        places.append(("mps", main_memory(), 2))
+        places.append(("mps", main_memory()))
     for task, family in FAMILIES.items():
         say(f"  {task} ({family.num_frames} frames of {family.width}x{family.height})")
-        for name, memory, size in places:
-            _row(f"  {name}", _fits(family, memory, size, name == "cpu"), 12)
+        for name, memory in places:
+            _row(f"  {name}", _fits(family, memory, torch.device(name).type), 12)
 
 
-def _fits(family: Family, memory: Memory | None, size: int, cpu: bool) -> str:
-    weights, working = needed(family, size)
-    total = weights + working
-    need = f"{total / _GB:.1f} GB in {'fp32' if size == 4 else 'fp16'} ({weights / _GB:.1f} GB are weights)"
+def _fits(family: Family, memory: Memory | None, device: str) -> str:
+    """What of a full-size model's default video fits into a device's memory, and how."""
+    import torch
+
+    from ..memory_model import BESIDE, Model, frames_that_fit, peak
+    from ..options import resolve
+
+    model, options = Model.full_size(family), resolve(family, {})
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16} if device == "cpu" else {"fp16": torch.float16}
+    # A CPU has all weights at once in every mode: they are mapped files.
+    modes = ("resident",) if device == "cpu" else ("resident", "offload", "minimal")
+    ways = [(kind, mode) for kind in kinds for mode in modes]
+
+    def needed(kind: str, mode: str) -> int:
+        return peak(model, options, kinds[kind], mode, device)
+
+    first = needed(*ways[0])
+    need = f"{first / _GB:.1f} GB in {ways[0][0]}"
     if memory is None:
         return f"needs {need}"
-    if total <= memory.free:
+    if BESIDE * first <= memory.free:
         return f"fits: {need}"
-    if total <= memory.total:
+    if BESIDE * first <= memory.total:
         return f"fits if other programs leave it the memory: {need}, free are {memory.free / _GB:.1f} GB"
-    half, half_working = needed(family, 2)
-    if cpu and half + half_working <= memory.total:
-        return f"fits with --dtype bf16 ({(half + half_working) / _GB:.1f} GB); {need}"
-    if half + needed(family, 2, sequential=True)[1] <= memory.total:
-        return f"fits only with --sequential-guidance or a smaller video: {need}"
-    if half < memory.total:
-        return f"fits only with a smaller video: {need}"
+    for kind, mode in ways[1:]:
+        least = needed(kind, mode)
+        if BESIDE * least <= memory.total:
+            way = f"--dtype {kind}" if device == "cpu" else f"--memory {mode}"
+            return f"fits with {way} ({least / _GB:.1f} GB); {need}"
+    kind, mode = ways[-1]
+    frames = frames_that_fit(model, options, kinds[kind], mode, memory.total, device)
+    if frames:
+        way = f"--dtype {kind}" if device == "cpu" else f"--memory {mode}"
+        return f"fits only with {way} and --num-frames {frames}: {need}"
     return f"too large: {need}, there are {memory.total / _GB:.1f} GB"
 
 

@@ -124,6 +124,7 @@ def _run(family: Family, args: argparse.Namespace) -> int:
         device=str(device),
         dtype=args.dtype,
         attention=args.attention,
+        memory=args.memory,
         progress=options.get("progress"),
     )
     for number, (path, scale) in enumerate(args.lora, start=1):

@@ -1,20 +1,12 @@
-"""How much memory there is, and how much a full-size model takes."""
+"""How much memory there is."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
-
-from ..families import Family
-from ..networks.config import UNET_NUMBERS, AutoencoderConfig, CLIPConfig
-
-DECODER_NUMBERS = 770
-"""As :data:`~modelscope_i2v.networks.config.UNET_NUMBERS` for the decoder, per pixel of each frame that is
-decoded at a time; encoding takes less."""
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where Linux says what a container may use (cgroups of version 2 and 1)."""
@@ -25,36 +17,6 @@ class Memory(NamedTuple):
 
     total: int
     free: int
-
-
-def needed(family: Family, size: int, sequential: bool = False) -> tuple[int, int]:
-    """Bytes of the full-size weights, and an estimate of the bytes beside them for the default video.
-
-    Args:
-        size: bytes of a number, 4 or 2.
-        sequential: one guidance branch after the other.
-    """
-    rows, columns = family.unet.canvas(family.height // 8, family.width // 8)
-    latents = family.num_frames * rows * columns * (1 if sequential else 2)
-    pixels = min(family.decode_chunk_size, family.num_frames) * rows * columns * 64
-    working = max(latents * UNET_NUMBERS, pixels * DECODER_NUMBERS)
-    return parameters(family) * size, working * size
-
-
-@functools.cache
-def parameters(family: Family) -> int:
-    """Numbers in a full-size model: the U-Net, its tower of CLIP, and the autoencoder."""
-    import torch
-
-    from ..conditioning.clip import ImageEncoder, TextEncoder
-    from ..networks.autoencoder import AutoencoderKL
-    from ..networks.stunet import STUNet
-
-    with torch.device("meta"):  # no memory is taken
-        networks = [STUNet(family.unet), AutoencoderKL(AutoencoderConfig())]
-        networks += [ImageEncoder(CLIPConfig())] if family.reads_image else []
-        networks += [TextEncoder(CLIPConfig())] if family.reads_text else []
-    return sum(p.numel() for network in networks for p in network.parameters())
 
 
 def main_memory() -> Memory | None:

@@ -16,9 +16,10 @@ from ..options import FIELDS, Options, family_defaults, options_of
 
 PROGRAM = "modelscope-i2v"
 
-# The names of devices.DTYPES and networks.attention.KERNELS, whose modules import torch.
+# The names of devices.DTYPES, networks.attention.KERNELS and placement.MODES, whose modules import torch.
 DTYPES = ("fp32", "fp16", "bf16")
 ATTENTION = ("sdpa", "xformers", "matmul")
+MEMORY = ("auto", "resident", "offload", "minimal")
 
 _HERE = {
     "seed": "makes the same video again, on every device (default: a new one each time, which is told)",
@@ -134,6 +135,13 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
         choices=ATTENTION,
         default="sdpa",
         help="PyTorch's own (the default), xFormers', or plain matrix products",
+    )
+    group.add_argument(
+        "--memory",
+        choices=MEMORY,
+        default="auto",
+        help="where weights are on a GPU: always on it, a network at a time, or block by block, the slowest "
+        "and smallest; auto (the default) takes the fastest that fits",
     )
     group.add_argument("--no-progress", action="store_true", help="show no progress bars")
 

@@ -31,6 +31,9 @@ BATCH = 8
 _SHOWN = 10
 """Clips on the sheet, evenly spaced over all of them, whatever their verdicts."""
 
+_UNSEEN = ("crf", "decode_chunk_size", "tile_size", "sequential_guidance", "fps")
+"""Options that do not change what is measured."""
+
 
 def evaluate(
     model: str | os.PathLike[str] | VideoGenerator,
@@ -44,6 +47,7 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
     attention: str = "sdpa",
+    memory: str = "auto",
     progress: bool | None = None,
     **options: Any,
 ) -> Report:
@@ -57,7 +61,8 @@ def evaluate(
         output: a folder for report.json, report.md, report.png and clips.png; None writes nothing.
         save_clips: keep every clip in ``output``; a later call with the same settings reads them, so it
             goes on where one was interrupted.
-        device, dtype, attention: see :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+        device, dtype, attention, memory: see
+            :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
         options: of the model's call, such as ``num_inference_steps``.
 
     Raises:
@@ -75,7 +80,9 @@ def evaluate(
         need(library)
     folder = None if output is None else _folder(output)
     began = time.monotonic()
-    generator, encoder, name, note = _load(model, task, device, dtype, attention, progress)
+    generator, encoder, name, note = _load(
+        model, task, device=device, dtype=dtype, attention=attention, memory=memory, progress=progress
+    )
     given = {**options, "progress": False, "output_type": "pt"}
     resolved = _resolve(generator, given)
     settings = _settings(generator, resolved, clips, seed)
@@ -130,7 +137,7 @@ def _folder(output: str | os.PathLike[str]) -> Path:
 
 
 def _load(
-    model: Any, task: str | None, device: str | None, dtype: str | None, attention: str, progress: bool | None
+    model: Any, task: str | None, **settings: Any
 ) -> tuple[VideoGenerator, ImageEncoder | None, str, str]:
     """The generator, CLIP's image tower, the model's name, and why there is no tower."""
     if isinstance(model, VideoGenerator):
@@ -139,7 +146,7 @@ def _load(
         note = "" if model.image_encoder else "No Fréchet distance: the generator has no image tower of CLIP."
         return model, model.image_encoder, "a loaded generator", note
     directory = fetch(model)
-    generator = VideoGenerator.from_directory(directory, task, device, dtype, attention, progress)
+    generator = VideoGenerator.from_directory(directory, task, **settings)
     encoder, note = generator.image_encoder, ""
     if encoder is None:
         try:
@@ -169,7 +176,7 @@ def _settings(generator: VideoGenerator, options: Options, clips: int, seed: int
     kept = {
         name: value
         for name, value in options.metadata().items()
-        if name not in ("crf", "decode_chunk_size", "sequential_guidance", "fps") and value not in ("", False)
+        if name not in _UNSEEN and value not in ("", False)
     }
     dtype = str(generator.dtype).removeprefix("torch.")
     return {"clips": clips, "seed": seed, "dtype": dtype, **kept}

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-UNET_NUMBERS = 10_100
-"""Numbers that live at once inside a full-size U-Net, over its parameters, per latent pixel of each frame
-and each guidance branch.
-
-Counted by the storages of a run on the meta device with attention that keeps no matrix; it hardly depends
-on the size.
-"""
-
 
 @dataclass(frozen=True)
 class STUNetConfig:

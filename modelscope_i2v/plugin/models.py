@@ -32,7 +32,8 @@ class VideoModel(Model):
         device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; None: the best there is. Where there is no CUDA at
             all, ``gpu`` and ``cuda`` mean that too, as everywhere in ModelScope.
         dtype, torch_dtype: ``fp32``, ``fp16``, ``bf16`` or PyTorch's own; None: what suits the device.
-        attention, progress: see :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+        attention, progress, memory: see
+            :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
         generator: one of this directory that is there already.
         kwargs: the rest of the configuration's ``model`` section, which the directory's own reader reads.
 
@@ -52,6 +53,7 @@ class VideoModel(Model):
         torch_dtype: str | torch.dtype | None = None,
         attention: str = "sdpa",
         progress: bool | None = None,
+        memory: str = "auto",
         generator: VideoGenerator | None = None,
         **kwargs: Any,
     ) -> None:
@@ -63,6 +65,7 @@ class VideoModel(Model):
             dtype=torch_dtype if dtype is None else dtype,
             attention=attention,
             progress=progress,
+            memory=memory,
         )
         self.family = self.generator.family
         # Where the configuration does not say so, ModelScope asks the model which pipeline is its.

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..families import Family
-from ..networks.config import UNET_NUMBERS, STUNetConfig
+import torch
 
-_FULL_DIM = 320
+from ..families import Family
+from ..memory_model import denoising
+from ..networks.config import STUNetConfig
+
 _MEGABYTE = 1_000_000
 _PROCESS = 1500
 """Megabytes that Python, PyTorch and ModelScope take by themselves."""
@@ -25,8 +27,10 @@ def memory(weights: int, config: STUNetConfig, frames: int, height: int, width: 
         weights: bytes of the model's files.
         height, width: of a video, in pixels.
     """
-    pixels = 2 * frames * math.prod(config.canvas(height // 8, width // 8))  # both branches of guidance
-    working = pixels * UNET_NUMBERS * config.dim // _FULL_DIM
+    canvas = config.canvas(height // 8, width // 8)
+
+    def working(dtype: torch.dtype) -> int:
+        return denoising(config, 2, frames, *canvas, dtype)  # both branches of guidance
 
     def rounded(size: int) -> int:
         return math.ceil((size / _MEGABYTE + _PROCESS) / 500) * 500
@@ -34,9 +38,9 @@ def memory(weights: int, config: STUNetConfig, frames: int, height: int, width: 
     # On a CPU numbers are fp32, in the files fp16 as a rule.
     return {
         "cpu": 4,
-        "memory": rounded(2 * weights + 4 * working),
+        "memory": rounded(2 * weights + working(torch.float32)),
         "gpu": 1,
-        "gpu_memory": rounded(weights + 2 * working),
+        "gpu_memory": rounded(weights + working(torch.float16)),
     }
 
 

@@ -254,13 +254,13 @@ def test_nan_is_computed_again_in_a_wider_type_then_refused(inputs):
     task = "text-to-video-synthesis"
     generator = VideoGenerator.from_directory(model_directory(task), device="cpu", dtype="bf16")
     exact = frames_of(VideoGenerator.from_directory(model_directory(task), device="cpu"), "a", seed=1)
-    forward = generator.unet.forward
+    denoise = generator.unet.denoise
 
     def overflows_in_bf16(*args, **kwargs):
-        out = forward(*args, **kwargs)
+        out = denoise(*args, **kwargs)
         return out * float("inf") if generator.unet.out[2].weight.dtype == torch.bfloat16 else out
 
-    generator.unet.forward = overflows_in_bf16
+    generator.unet.denoise = overflows_in_bf16
     with pytest.warns(UserWarning, match="again in fp32"):
         found = frames_of(generator, "a", seed=1)
     assert np.abs(found.astype(float) - exact).mean() < 3
@@ -285,7 +285,7 @@ def test_out_of_memory_names_what_needs_less(generators, monkeypatch, error):
 
     generator = generators["text-to-video-synthesis"]
     with monkeypatch.context() as patched:
-        patched.setattr(generator.unet, "forward", fails)
+        patched.setattr(generator.unet, "denoise", fails)
         with pytest.raises(OutOfMemoryError, match="num_frames.*decode_chunk_size"):
             frames_of(generator, "a")
     frames_of(generator, "a")

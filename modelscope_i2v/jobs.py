@@ -1,0 +1,38 @@
+"""What a generator works off: one job a video, several of them a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .samples import Sample
+from .sampling.noise import NoiseSource
+
+
+class Job(NamedTuple):
+    """One video to make."""
+
+    sample: Sample
+    number: int
+    """Which of the sample's videos it is, from 0."""
+    seed: int | None
+    source: NoiseSource
+
+    @classmethod
+    def of(cls, sample: Sample, number: int = 0) -> Job:
+        """The sample's video of that number; its seed is the sample's plus the number."""
+        options = sample.options
+        seed = None if options.seed is None else options.seed + number
+        return cls(sample, number, seed, NoiseSource(seed, options.generator))
+
+
+def batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
+    """Runs of alike jobs, no longer than their batch size."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and (len(batch) >= job.sample.options.batch_size or not batch[0].sample.alike(job.sample)):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch

@@ -1,0 +1,365 @@
+"""Where a generator's weights are while they work: always on the device, in turns, or block by block."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+from .networks.blocks import Stage
+from .networks.chunking import chunked
+from .networks.stunet import STUNet
+from .options import Options
+
+MODES = ("auto", "resident", "offload", "minimal")
+"""What the argument ``memory`` can be."""
+
+CHUNK_TOKENS = 65_536
+"""Pixels, over all frames, that a layer of the U-Net computes at a time in ``minimal``."""
+
+TILED_PIXELS = 1 << 20
+TILE_SIZE = 512
+"""Frames of more than so many pixels go through the autoencoder in tiles of this side in ``minimal``."""
+
+_ALIGNMENT = 256
+"""Bytes; what CUDA's own allocations have at least."""
+
+# A network of two generators has one lock.
+_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def check_mode(memory: str) -> str:
+    """One of :data:`MODES`. Raises InputError for another."""
+    if memory not in MODES:
+        raise InputError(f"memory={memory!r} is unknown; it can be {', '.join(MODES)}.")
+    return memory
+
+
+def frugal(options: Options) -> Options:
+    """The options as ``minimal`` follows them: one guidance branch, one frame, one tile at a time."""
+    tile = TILE_SIZE if options.height * options.width > TILED_PIXELS else None
+    return dataclasses.replace(
+        options, sequential_guidance=True, decode_chunk_size=1, tile_size=options.tile_size or tile
+    )
+
+
+class Placement:
+    """Brings networks to a device for their work and takes them away after it.
+
+    Attributes:
+        device: where networks work.
+        mode: ``resident``: networks are on the device and stay. ``offload``: a network is on the device while
+            it works. ``minimal``: as that, but of the U-Net two blocks at most, one that computes and the
+            next; and all computes in parts, see :func:`frugal` and :mod:`.networks.chunking`.
+        moves: whether weights move at all. On a CPU they are mapped files, and stay.
+        adapts: whether :meth:`shrink` is wanted.
+    """
+
+    def __init__(
+        self, device: torch.device, mode: str, *, adapts: bool = False, moves: bool | None = None
+    ) -> None:
+        self.device, self.mode, self.adapts = device, mode, adapts
+        self.moves = device.type != "cpu" if moves is None else moves
+        self._guard, self._active = threading.Lock(), 0
+        self._streams: weakref.WeakKeyDictionary[nn.Module, Stream] = weakref.WeakKeyDictionary()
+
+    @property
+    def home(self) -> torch.device:
+        """Where networks are between their works."""
+        return self.device if self.mode == "resident" or not self.moves else torch.device("cpu")
+
+    def options(self, options: Options) -> Options:
+        """A call's options as the mode follows them."""
+        return frugal(options) if self.mode == "minimal" else options
+
+    @contextlib.contextmanager
+    def working(self, network: nn.Module) -> Iterator[None]:
+        """Within it, the network can compute on the device; after it, also a failed one, it is home.
+
+        In modes other than ``resident`` one thread at a time has a network; one that has it may ask again.
+        """
+        with self._guard:
+            resident = self.mode == "resident"
+            if resident and self.moves and _elsewhere(network, self.device):
+                _move(network, self.device)  # a cascade's other stage may have sent it away
+            self._active += resident
+        if resident:
+            try:
+                yield
+            finally:
+                with self._guard:
+                    self._active -= 1
+            return
+        with _locks_guard:
+            lock = _locks.setdefault(network, _Lock())
+        with contextlib.ExitStack() as stack:
+            if stack.enter_context(lock):
+                stack.enter_context(self._brought(network))
+            yield
+
+    def shrink(self, mode: str, networks: Iterable[nn.Module]) -> None:
+        """Goes over to a mode that takes less memory, unless it is the present one or another thread works.
+
+        Never to one that takes more: what is free now, a next call may need.
+        """
+        with self._guard:
+            if MODES.index(mode) <= MODES.index(self.mode) or self._active:
+                return
+            self.mode = mode
+            for network in networks:
+                _move(network, self.home)
+
+    @contextlib.contextmanager
+    def _brought(self, network: nn.Module) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            streams = self.mode == "minimal" and isinstance(network, STUNet)
+            if streams:
+                stack.enter_context(chunked(network, CHUNK_TOKENS))
+            if self.moves:
+                blocks = list(stream_blocks(network)) if streams else []
+                inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
+                beside = [tensor for tensor in _tensors(network) if id(tensor) not in inside]
+                stack.enter_context(on_device(beside, self.device))
+                if blocks:
+                    if network not in self._streams:
+                        self._streams[network] = Stream(self.device)
+                    stack.enter_context(self._streams[network].over(blocks))
+            yield
+
+
+class _Lock:
+    """A lock that a thread can take several times; entering tells whether it is the first."""
+
+    def __init__(self) -> None:
+        self._lock, self._depth = threading.RLock(), 0
+
+    def __enter__(self) -> bool:
+        self._lock.acquire()
+        self._depth += 1
+        return self._depth == 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        self._lock.release()
+
+
+def stream_blocks(unet: STUNet) -> Iterator[nn.Module]:
+    """The blocks that a U-Net streams by, in the order in which they compute."""
+    for entry in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+        yield from entry if isinstance(entry, Stage) else [entry]
+
+
+def streamed_bytes(unet: STUNet) -> int:
+    """The most bytes of weights that a streaming U-Net has on the device."""
+    blocks = [_size(_tensors(block)) for block in stream_blocks(unet)]
+    whole = sum(tensor.nbytes for tensor in _tensors(unet))
+    held = sum(tensor.nbytes for block in stream_blocks(unet) for tensor in _tensors(block))
+    return whole - held + 2 * max(blocks)
+
+
+@contextlib.contextmanager
+def on_device(tensors: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Within it, parameters and buffers are copies on the device; after it, what they were before."""
+    before = [tensor.data for tensor in tensors]
+    try:
+        with torch.inference_mode(False):
+            for tensor in tensors:
+                tensor.data = tensor.data.to(device, copy=True)
+        yield
+    finally:
+        _restore(tensors, before)
+
+
+class Stream:
+    """Brings blocks of weights to a device one by one, the next while the present one computes.
+
+    Each block's weights lie in one piece in the host's memory (page-locked for CUDA), and there are two
+    pieces of the device's memory that they are copied to in turns.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._packed: weakref.WeakKeyDictionary[nn.Module, _Block] = weakref.WeakKeyDictionary()
+
+    @contextlib.contextmanager
+    def over(self, blocks: list[nn.Module]) -> Iterator[None]:
+        """Within it, calling any layer of a block has the block's weights on the device."""
+        packed = [self._pack(block) for block in blocks]
+        turns = _Turns(packed, _copies(self.device))
+        hooks = [
+            layer.register_forward_pre_hook(lambda *_, index=index: turns.enter(index))
+            for index, block in enumerate(blocks)
+            for layer in block.modules()
+            if next(_tensors(layer, recurse=False), None) is not None
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            turns.end()
+
+    @torch.inference_mode(False)
+    def _pack(self, block: nn.Module) -> _Block:
+        """The block's weights in one piece, which they then are views of; anew where any has changed."""
+        tensors = list(_tensors(block))
+        known = self._packed.get(block)
+        if known is None or known.addresses != [tensor.data_ptr() for tensor in tensors]:
+            pinned = self.device.type == "cuda"
+            known = self._packed[block] = _Block(tensors, pinned)
+        return known
+
+
+class _Block:
+    """One block's weights in one piece of the host's memory."""
+
+    def __init__(self, tensors: list[Tensor], pinned: bool) -> None:
+        self.tensors = tensors
+        self.host = torch.empty(_size(tensors), dtype=torch.uint8, pin_memory=pinned)
+        self.before = self.views(self.host)
+        for tensor, view in zip(tensors, self.before):
+            tensor.data = view.copy_(tensor.data)
+        self.addresses = [tensor.data_ptr() for tensor in tensors]
+
+    def views(self, piece: Tensor) -> list[Tensor]:
+        """The weights as they lie in a piece of memory."""
+        views, start = [], 0
+        for tensor in self.tensors:
+            flat = piece[start : start + tensor.nbytes].view(tensor.dtype)
+            views.append(flat.as_strided(tensor.shape, tensor.stride()))
+            start += _padded(tensor.nbytes)
+        return views
+
+    def restore(self) -> None:
+        _restore(self.tensors, self.before)
+
+
+class _Turns:
+    """Two pieces of the device's memory and the blocks in them."""
+
+    def __init__(self, blocks: list[_Block], copies: Copies) -> None:
+        self.blocks, self.copies = blocks, copies
+        size = max(len(block.host) for block in blocks)
+        with torch.inference_mode(False):
+            self.pieces = [torch.empty(size, dtype=torch.uint8, device=copies.device) for _ in range(2)]
+        self.left: list[Any] = [copies.mark()] * 2
+        """When computation was done with each piece."""
+        self.coming: tuple[int, int, Any] | None = None
+        """A block on its way, the piece that it goes to, and when it is there."""
+        self.present: tuple[int, int] | None = None
+        """The block that computes, and its piece."""
+
+    @torch.inference_mode(False)
+    def enter(self, index: int) -> None:
+        """Makes a block the one that computes, and sends for the next."""
+        piece = 0
+        if self.present is not None:
+            if self.present[0] == index:
+                return
+            before, old = self.present
+            self.blocks[before].restore()
+            self.left[old] = self.copies.mark()
+            self.present, piece = None, 1 - old
+        if self.coming is None or self.coming[0] != index:
+            self._send(index, piece)
+        _, piece, ready = self.coming
+        self.copies.wait(ready)
+        block = self.blocks[index]
+        _restore(block.tensors, block.views(self.pieces[piece]))
+        self.present = index, piece
+        self._send((index + 1) % len(self.blocks), 1 - piece)
+
+    def _send(self, index: int, piece: int) -> None:
+        host = self.blocks[index].host
+        ready = self.copies.copy(self.pieces[piece][: len(host)], host, self.left[piece])
+        self.coming = index, piece, ready
+
+    def end(self) -> None:
+        """All weights are the host's again, and no copy is under way."""
+        for block in self.blocks:
+            block.restore()
+        self.copies.finish()
+
+
+class Copies:
+    """Copies to a device at once, as all devices can."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mark(self) -> Any:
+        """What computation has reached, for :meth:`copy`."""
+
+    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
+        """Copies from the host, not before ``after``; returns when it is there, for :meth:`wait`."""
+        target.copy_(source)
+
+    def wait(self, ready: Any) -> None:
+        """Lets computation wait for a copy."""
+
+    def finish(self) -> None:
+        """Lets computation wait for all copies."""
+
+
+class CudaCopies(Copies):
+    """Copies on a stream of their own, beside computation on the present one."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.stream = torch.cuda.Stream(device)
+
+    def mark(self) -> torch.cuda.Event:
+        return torch.cuda.current_stream(self.device).record_event()
+
+    def copy(self, target: Tensor, source: Tensor, after: torch.cuda.Event) -> torch.cuda.Event:
+        self.stream.wait_event(after)
+        with torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+        return self.stream.record_event()
+
+    def wait(self, ready: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self.device).wait_event(ready)
+
+    def finish(self) -> None:
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+
+def _elsewhere(network: nn.Module, device: torch.device) -> bool:
+    return any(parameter.device.type != device.type for parameter in network.parameters())
+
+
+@torch.inference_mode(False)
+def _move(network: nn.Module, device: torch.device) -> None:
+    network.to(device)
+
+
+def _copies(device: torch.device) -> Copies:
+    return CudaCopies(device) if device.type == "cuda" else Copies(device)
+
+
+def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
+    """Parameters and buffers, those of LoRAs beside the layers among them."""
+    yield from module.parameters(recurse)
+    yield from module.buffers(recurse)
+
+
+def _restore(tensors: list[Tensor], values: Iterable[Tensor]) -> None:
+    with torch.inference_mode(False):
+        for tensor, value in zip(tensors, values):
+            tensor.data = value
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(_padded(tensor.nbytes) for tensor in tensors)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
