@@ -198,7 +198,6 @@ def test_the_seam_closes(generators, task):
     (open_seam, open_steps), (seam, steps) = found[False], found[True]
     if task == "i2vgen-xl":  # the picture's own frame stays another than its two neighbours
         assert seam < 0.8 * open_seam
-        assert seam == pytest.approx(float(steps[0]), rel=0.5)
     else:
         assert open_seam > 1e-3 and float(open_steps.max()) > 1e-3
         assert seam < 1e-6 and float(steps.max()) < 1e-6
