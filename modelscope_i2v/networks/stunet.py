@@ -146,11 +146,11 @@ class STUNet(nn.Module):
         Raises:
             ValueError: for conditions that the member needs and that are missing.
         """
-        if self.config.fps_embedding and fps is None:
-            raise ValueError("This network was trained with the frame rate as an input: fps is missing.")
-        rate = (
-            self.fps_embedding(sinusoidal_embedding(fps, self.config.dim)) if self.config.fps_embedding else 0
-        )
+        rate: Tensor | int = 0
+        if self.config.fps_embedding:
+            if fps is None:
+                raise ValueError("This network was trained with the frame rate as an input: fps is missing.")
+            rate = self.fps_embedding(sinusoidal_embedding(fps, self.config.dim))
         return Conditioned(self, Context(self._context(text, image, picture)), rate, picture, loop)
 
     def denoise(
