@@ -132,7 +132,7 @@ def test_several_videos_of_one_input_by_steps_too(pipes):
 def test_a_model_is_an_object_of_its_own(family, given):
     model = Model.from_pretrained(directory(family), device="cpu", torch_dtype=torch.bfloat16)
     assert type(model).__module__ == models.__name__
-    assert model.generator.family is family
+    assert model.generator.family.name == family.name
     assert model.generator.dtype == torch.bfloat16
     assert model.model_dir == directory(family)
     assert model.device == torch.device("cpu")
@@ -310,7 +310,7 @@ def test_other_tasks_directories_are_modelscopes(tmp_path):
 
 def test_keywords_that_nobody_knows_are_ignored_as_modelscope_does():
     pipe = pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), device="cpu", nobody_knows=1)
-    assert pipe.generator.family is TEXT_TO_VIDEO
+    assert pipe.generator.family.name == TEXT_TO_VIDEO.name
 
 
 @pytest.mark.parametrize(
