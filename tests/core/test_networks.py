@@ -119,8 +119,8 @@ def test_frames_of_one_sample_do_not_touch_another():
         both = network(latents, t, y)
         alone = network(latents[1:], t[1:], y[1:])
         other = network(latents[1:], t[1:], y[:1])
-    assert torch.allclose(both[1:], alone, atol=1e-5)
-    assert not torch.allclose(alone, other, atol=1e-4)
+    assert torch.allclose(both[1:], alone, atol=1e-4)  # another batch size rounds otherwise
+    assert not torch.allclose(alone, other, atol=1e-2)
 
 
 def test_posterior_sample_follows_its_moments():
