@@ -22,13 +22,7 @@ from .allocator import kept_memory
 from .checkpoints.directory import ModelDirectory
 from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from .conditioning.clip import ImageEncoder, TextEncoder
-from .devices import (
-    default_dtype,
-    encoder_dtype,
-    out_of_memory_told,
-    parse_dtype,
-    resolve_device,
-)
+from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dtype, resolve_device
 from .errors import Cancelled, InputError, NumericalError
 from .families import LATENT_SCALE, Family
 from .jobs import Job, batches

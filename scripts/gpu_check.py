@@ -22,7 +22,7 @@ from modelscope_i2v.networks.attention import MAX_BATCH_HEADS, Attention
 
 OPTIONS = {"num_inference_steps": 4, "num_frames": 6, "seed": 1, "output_type": "np", "progress": False}
 LIMITS = {"fp32": 1.0, "fp16": 4.0, "bf16": 16.0}
-"""Mean difference from the CPU's frames, of 255; the embedded models' random weights magnify rounding."""
+"""Mean difference from the CPU's frames, of 255; guidance magnifies rounding."""
 
 
 def given(family: Family) -> dict:

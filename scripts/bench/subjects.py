@@ -5,6 +5,7 @@ Each holds the networks of one checkpoint. U-Nets take the arguments of this pac
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -56,7 +57,7 @@ class Wish:
     steps: int
 
 
-class Subject:
+class Subject(abc.ABC):
     """Networks of one implementation.
 
     Attributes:
@@ -80,28 +81,29 @@ class Subject:
         return f"{self.name} {self.mode}"
 
     @property
+    @abc.abstractmethod
     def networks(self) -> list[nn.Module]:
-        raise NotImplementedError
+        """All that are loaded."""
 
+    @abc.abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
         """The U-Net's output [b, 4, f, h, w]."""
-        raise NotImplementedError
 
     def conditioned(self, **conditions: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """:meth:`predict` for one video, with what can be computed once a video already done."""
         return functools.partial(self.predict, **conditions)
 
+    @abc.abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
         """The mean of the latents [n, 4, h, w] of pixels [n, 3, 8·h, 8·w] in -1..1."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [n, 3, 8·h, 8·w] of unscaled latents [n, 4, h, w]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def video(self, wish: Wish) -> np.ndarray:
         """Frames, uint8 [f, height, width, 3], before they are written to a file."""
-        raise NotImplementedError
 
     def bytes_on_device(self) -> int:
         """What the networks hold there now."""

@@ -282,17 +282,6 @@ def test_full_size_configurations_mean_the_hubs_networks(copy: Make) -> None:
         shutil.rmtree(path)
 
 
-def test_weights_that_predict_v_stay_what_they_are(folder: Make, copy: Make, tmp_path: Path) -> None:
-    path = copy(T2V)
-    change(path / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
-    assert ModelDirectory.open(path).family.prediction == "v"
-    hub = convert(path, tmp_path / "hub", to="hub")
-    assert ModelDirectory.open(hub).family.prediction == "v"
-    again = convert(hub, tmp_path / "again", to="diffusers")
-    assert ModelDirectory.open(again).family.prediction == "v"
-    assert ModelDirectory.open(folder(T2V)).family.prediction == "eps"
-
-
 BAD_FILES: list[tuple[str, dict[str, Any], str]] = [
     (
         "model_index",

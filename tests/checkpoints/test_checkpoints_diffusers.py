@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from modelscope_i2v.checkpoints.convert import convert
 from modelscope_i2v.checkpoints.diffusers_folder import layouts
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.checkpoints.layouts import IMAGE_CHANNELS, Layout
@@ -242,3 +245,13 @@ def test_a_folder_is_the_same_model_here(hub: Make, folder: Make, name: str, pic
         for made in (hub, folder)
     ]
     assert np.array_equal(*videos)
+
+
+def test_weights_that_predict_v_stay_what_they_are(folder: Make, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(folder(T2V), tmp_path / "folder"))
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
+    hub = convert(path, tmp_path / "hub", to="hub")
+    again = convert(hub, tmp_path / "again", to="diffusers")
+    assert [ModelDirectory.open(place).family.prediction for place in (path, hub, again)] == ["v"] * 3
+    assert ModelDirectory.open(folder(T2V)).family.prediction == "eps"
