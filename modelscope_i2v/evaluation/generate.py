@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..errors import OutputError
-from ..generator import Job, VideoGenerator
+from ..generator import VideoGenerator
+from ..jobs import Job
 from ..media.transforms import tensor_to_uint8
 from ..options import Options
 from ..sampling.noise import NoiseSource

@@ -12,7 +12,8 @@ from modelscope.models.builder import MODELS
 from torch import Tensor
 
 from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..generator import Job, VideoGenerator
+from ..generator import VideoGenerator
+from ..jobs import Job
 from .registration import claim
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..networks.layers import GroupNorm, LayerNorm
 from .config import TrainConfig
 
 SMALLEST = 16
@@ -20,22 +19,16 @@ RMS = 0.6
 def optimizers(config: TrainConfig, network: nn.Module) -> list[torch.optim.Optimizer]:
     """One or two, for those parameters of a network that take a gradient.
 
-    Norms, biases and other vectors are without weight decay.
+    Vectors, such as norms' weights and all biases, are without weight decay.
     """
-    vectors = {
-        id(parameter)
-        for module in network.modules()
-        if isinstance(module, (GroupNorm, LayerNorm))
-        for parameter in module.parameters(recurse=False)
-    }
-    vectors |= {id(parameter) for parameter in network.parameters() if parameter.ndim < 2}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    weights = [parameter for parameter in trained if id(parameter) not in vectors]
-    muon = [p for p in weights if config.optimizer == "muon" and min(p.flatten(1).shape) >= SMALLEST]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    muon = [p for p in matrices if config.optimizer == "muon" and min(p.flatten(1).shape) >= SMALLEST]
     taken = {id(parameter) for parameter in muon}
     groups = [
-        {"params": [p for p in weights if id(p) not in taken], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) in vectors], "weight_decay": 0.0},
+        {"params": [p for p in matrices if id(p) not in taken], "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     fused = trained[0].device.type in ("cpu", "cuda")
     made: list[torch.optim.Optimizer] = []
