@@ -79,7 +79,7 @@ class Cascade:
         models: Sequence[Model] = MODELS,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        attention: str = "sdpa",
+        attention: str = "auto",
         progress: bool | None = None,
         *,
         refine_only: bool = False,
@@ -277,7 +277,7 @@ def animate(
     refine_options: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    attention: str = "sdpa",
+    attention: str = "auto",
     memory: str = "auto",
     **options: Any,
 ) -> Any:

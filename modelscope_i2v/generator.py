@@ -92,7 +92,7 @@ class VideoGenerator:
         task: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        attention: str = "sdpa",
+        attention: str = "auto",
         progress: bool | None = None,
         ready: Mapping[str, nn.Module] | None = None,
         memory: str = "auto",

@@ -18,7 +18,7 @@ PROGRAM = "modelscope-i2v"
 
 # The names of devices.DTYPES, networks.attention.KERNELS and placement.MODES, whose modules import torch.
 DTYPES = ("fp32", "fp16", "bf16")
-ATTENTION = ("sdpa", "xformers", "matmul")
+ATTENTION = ("auto", "sdpa", "blocked", "xformers", "matmul")
 MEMORY = ("auto", "resident", "offload", "minimal")
 
 _HERE = {
@@ -133,8 +133,9 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
     group.add_argument(
         "--attention",
         choices=ATTENTION,
-        default="sdpa",
-        help="PyTorch's own (the default), xFormers', or plain matrix products",
+        default="auto",
+        help="PyTorch's kernels, xFormers', or matrix products, in blocks or whole (default: blocks in bf16"
+        " on a CPU, else PyTorch's)",
     )
     group.add_argument(
         "--memory",

@@ -46,7 +46,7 @@ def evaluate(
     save_clips: bool = False,
     device: str | None = None,
     dtype: str | None = None,
-    attention: str = "sdpa",
+    attention: str = "auto",
     memory: str = "auto",
     progress: bool | None = None,
     **options: Any,

@@ -17,10 +17,38 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 MAX_BATCH_HEADS = 65_535
 """The largest batch × heads that GPU kernels take in one launch (the limit of a CUDA grid's y and z)."""
 
+CACHED = 1 << 21
+"""Attention weights that :func:`blocked` has at a time: 4 MB in bf16."""
+
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's own kernels: flash, memory-efficient or plain, whatever suits device and type."""
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Matrix products over so many rows at a time that the weights between them stay in a CPU's cache.
+
+    Scores are rounded to the inputs' type. PyTorch's flash kernel keeps them in fp32, and in bf16 on a CPU
+    multiplies at the rate of fp32 too: this is twice as fast.
+    """
+    (batch, heads, queries, dim), keys = q.shape, k.shape[2]
+    out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    rows = min(max(CACHED // (heads * keys), 1), queries)
+    samples = max(CACHED // (heads * keys * rows), 1)
+    q, k = q * dim**-0.5, k.transpose(-1, -2)
+    for sample in range(0, batch, samples):
+        part = slice(sample, sample + samples)
+        for row in range(0, queries, rows):
+            weights = (q[part, :, row : row + rows] @ k[part]).softmax(dim=-1)
+            out[part, :, row : row + rows] = weights @ v[part]
+    return out
+
+
+def auto(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """:func:`blocked` in bf16 on a CPU, :func:`sdpa` everywhere else and in training."""
+    on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return (blocked if on_cpu and not torch.is_grad_enabled() else sdpa)(q, k, v)
 
 
 def matmul(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -37,7 +65,13 @@ def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return memory_efficient_attention(q, k, v).transpose(1, 2)
 
 
-KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "xformers": xformers, "matmul": matmul}
+KERNELS: dict[str, Kernel] = {
+    "auto": auto,
+    "sdpa": sdpa,
+    "blocked": blocked,
+    "xformers": xformers,
+    "matmul": matmul,
+}
 """The attention kernels by name."""
 
 
@@ -47,7 +81,7 @@ class Attention(nn.Module):
     Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762).
     """
 
-    kernel: Kernel = staticmethod(sdpa)
+    kernel: Kernel = staticmethod(auto)
 
     def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
         super().__init__()

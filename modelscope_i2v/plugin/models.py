@@ -52,7 +52,7 @@ class VideoModel(Model):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
-        attention: str = "sdpa",
+        attention: str = "auto",
         progress: bool | None = None,
         memory: str = "auto",
         generator: VideoGenerator | None = None,

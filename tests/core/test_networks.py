@@ -87,8 +87,25 @@ def test_attention_splits_what_a_gpu_kernel_cannot_take(monkeypatch):
     assert len(seen) == 7 and max(seen) <= 35
 
 
+@pytest.mark.parametrize("cached", [1, 60, 350, 10_000])  # a row, some rows, some samples, all at a time
+@pytest.mark.parametrize("keys", [5, 11])
+def test_attention_in_blocks_is_attention(monkeypatch, cached, keys):
+    monkeypatch.setattr(attention, "CACHED", cached)
+    q, k, v = torch.randn(7, 2, 11, 8), torch.randn(7, 2, keys, 8), torch.randn(7, 2, keys, 8)
+    assert torch.allclose(attention.blocked(q, k, v), attention.sdpa(q, k, v), atol=1e-6)
+
+
+def test_attention_in_bf16_on_a_cpu_runs_in_blocks_but_in_training(monkeypatch):
+    monkeypatch.setattr(attention, "blocked", lambda q, k, v: torch.full_like(q, 7))
+    q = torch.randn(2, 2, 9, 8)
+    with torch.no_grad():
+        assert (attention.auto(*3 * [q.bfloat16()]) == 7).all()
+        assert not (attention.auto(q, q, q) == 7).any()
+    assert not (attention.auto(*3 * [q.bfloat16()]) == 7).any()
+
+
 def test_unknown_or_missing_attention_kernels_are_told():
-    with pytest.raises(InputError, match="'sdpa' or 'xformers'"):
+    with pytest.raises(InputError, match="'blocked' or 'xformers'"):
         use_kernel(torch.nn.Identity(), "flash")
 
 
