@@ -75,6 +75,8 @@ class Batches:
     Args:
         frames: of each clip; all of them if None.
         stride: every so-manieth frame of a clip is taken.
+        from_start: a clip's first frames are taken, not any in a row; so it is anyway where a picture is
+            read, which is the first.
         image_ratio: share of the batches that are single pictures: the data's pictures, or frames of its
             clips where it has none.
 
@@ -91,6 +93,7 @@ class Batches:
         seed: int,
         frames: int | None = None,
         stride: int = 1,
+        from_start: bool = False,
         image_ratio: float = 0.0,
     ) -> None:
         self.data, self.family = data, family
@@ -99,6 +102,7 @@ class Batches:
         self.pictures = [shard for shard in data.shards if shard.frames == 1] or self.clips
         longest = max(shard.frames for shard in self.clips)
         self.frames, self.stride = frames, stride
+        self.from_start = from_start or family.reads_image  # the picture's embedding is the first frame's
         if self._span(longest) > longest:
             apart = f" and frame_stride {stride}" if stride > 1 else ""
             raise InputError(f"frames is {frames}{apart}; the longest clip of {data.path} has {longest}.")
@@ -128,7 +132,7 @@ class Batches:
         shard, rows = self._rows(still, place)
         length = 1 if still else self._span(shard.frames)
         starts = np.zeros(len(rows), dtype=np.int64)
-        if not self.family.reads_image:  # the picture's embedding is that of the first frame
+        if not self.from_start:
             random = np.random.default_rng([self.seed, int(still), place, 7])
             starts = random.integers(0, shard.frames - length + 1, len(rows))
         shard.prefetch(rows)

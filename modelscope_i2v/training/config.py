@@ -199,6 +199,7 @@ class TrainConfig:
         _or_none(_whole(1)), "frames of each training clip; null: all that the data has", None
     )
     frame_stride: int = _field(_whole(1), "take every so-manieth frame of a clip, at so much less fps", 1)
+    from_start: bool = _field(_truth, "frames are a clip's first, not any in a row", False)
     image_ratio: float = _field(_number(0, 1), "share of the batches that are single pictures", 0.0)
     condition_dropout: float = _field(
         _number(0, 1), "share of the samples trained without their wish, for guidance", 0.1

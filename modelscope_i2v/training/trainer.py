@@ -148,6 +148,7 @@ class Trainer:
             seed=config.seed,
             frames=config.frames,
             stride=config.frame_stride,
+            from_start=config.from_start,
             image_ratio=config.image_ratio,
         )
 

@@ -86,6 +86,9 @@ def test_windows_move(caches):
     firsts = torch.cat([batches.batch(number).latents for number in range(8)])[:, 0, 0, 0, 0]
     starts = [int(np.argwhere(np.isclose(cache.shards[0].latents[:, :, 0, 0, 0], v))[0][1]) for v in firsts]
     assert set(starts) == {0, 1, 2}
+    batches = Batches(cache, TEXT_TO_VIDEO, batch_size=8, seed=0, frames=2, from_start=True)
+    firsts = torch.cat([batches.batch(number).latents for number in range(8)])[:, :, 0].numpy()
+    assert all(np.isclose(cache.shards[0].latents[:, 0], first).all((1, 2, 3)).any() for first in firsts)
 
 
 def test_every_other_frame(caches):
