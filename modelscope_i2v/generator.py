@@ -37,10 +37,11 @@ from .placement import Placement
 from .progress import bar
 from .samples import Sample
 from .sampling.anchor import anchored
-from .sampling.guidance import denoiser, guided
+from .sampling.guidance import denoiser, guided, in_interval
 from .sampling.noise import NoiseSource, SolverNoise
 from .sampling.schedules import SCHEDULES
-from .sampling.solvers import SOLVERS, ddim_inversion
+from .sampling.solvers import SOLVERS, Denoiser, ddim_inversion
+from .speed import SPEEDS
 
 Conditions = Mapping[str, Tensor]
 """A network's inputs beside latents and timesteps, each [b, …]."""
@@ -379,7 +380,7 @@ class VideoGenerator:
             NumericalError: NaN or infinity, in fp32 too.
         """
         options = self.placement.options(batch[0].sample.options)
-        solver = SOLVERS[options.scheduler]
+        solver, speed = SOLVERS[options.scheduler], SPEEDS[options.speed]
         if options.first_frame == "anchor":
             picture = positive.get("picture")  # only I2VGen-XL's network has it already
             if picture is None:
@@ -388,18 +389,26 @@ class VideoGenerator:
         noisiest = self.family.start_timestep(options.strength if self.family.takes_video else 1.0)
         total = min(options.num_inference_steps, noisiest + 1)
 
-        def run() -> Tensor:
-            latents = start
+        def with_guidance(scale: float) -> Denoiser:
             predict = guided(
-                functools.partial(self.unet.conditioned, loop=options.loop),
+                functools.partial(self.unet.conditioned, loop=options.loop, reuse=speed.reuse),
                 positive,
                 negative,
-                scale=options.guidance_scale,
+                scale=scale,
                 rescale=options.guidance_rescale,
                 one_batch=not options.sequential_guidance,
             )
+            return denoiser(predict, self.schedule, self.family.prediction)
+
+        def run() -> Tensor:
+            latents = start
             steps = solver(
-                denoiser(predict, self.schedule, self.family.prediction),
+                in_interval(
+                    lambda: with_guidance(options.guidance_scale),
+                    lambda: with_guidance(1.0),
+                    self.schedule,
+                    speed.guidance_interval,
+                ),
                 start,
                 self.schedule,
                 total,

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import InputError
 from .families import Family
+from .speed import SPEEDS
 
 MAX_SIDE = 8192
 MAX_FRAMES = 10_000
@@ -130,6 +131,12 @@ class Options:
     Names are the ones that diffusers made usual; sizes are in pixels.
     """
 
+    speed: str = _option(
+        _choice(*SPEEDS),
+        "exact: as the model was made to work; the others leave out work that changes the video a little",
+        "exact",
+        choices=tuple(SPEEDS),
+    )
     num_inference_steps: int = _option(_integer(1, 1000), "steps of the solver, 1 to 1000")
     guidance_scale: float = _option(
         _number(0, 100), "how strongly the video follows the input; 1 turns guidance off"
@@ -277,6 +284,8 @@ def resolve(
     values = {**family_defaults(family), **(checkpoint or {})}
     if given.get("inversion") == "ddim":
         values["guidance_scale"], values["guidance_rescale"] = family.inversion_guidance
+    if given.get("speed") is not None:
+        values |= SPEEDS[check("speed", given["speed"])].defaults(values)
     for name, value in given.items():
         if name not in known:
             raise InputError(_unknown(name, family, known, also_known))

@@ -58,6 +58,37 @@ def guided(
     return predict
 
 
+def in_interval(
+    inside: Callable[[], Denoiser],
+    outside: Callable[[], Denoiser],
+    schedule: Schedule,
+    interval: tuple[float, float],
+) -> Denoiser:
+    """Guidance where it matters: Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves
+    Sample and Distribution Quality in Diffusion Models" (arXiv:2404.07724).
+
+    Args:
+        inside: makes the denoiser, with guidance, for noise levels in the interval.
+        outside: makes the other, which can leave the unconditional branch out. Either is made anew when its
+            turn comes, so that nothing of one noise level is left for another.
+        interval: noise levels sigma / alpha, without the lower end and with the upper.
+    """
+    low, high = interval
+    levels = (schedule.sigmas / schedule.alphas).tolist()
+    was_inside: bool | None = None
+    turn: Denoiser | None = None
+
+    def denoise(x: Tensor, t: int) -> Tensor:
+        nonlocal was_inside, turn
+        is_inside = low < levels[t] <= high
+        if is_inside is not was_inside:
+            turn = None  # what it holds makes room first
+            was_inside, turn = is_inside, (inside if is_inside else outside)()
+        return turn(x, t)
+
+    return denoise
+
+
 def denoiser(predict: Predict, schedule: Schedule, prediction: str) -> Denoiser:
     """Turns what a network predicts into clean latents.
 
