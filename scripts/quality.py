@@ -1,8 +1,9 @@
-"""Compares solvers, step counts, number types and guidance rescale on one model, by measurement.
+"""Compares solvers, step counts, speeds, number types and guidance rescale on one model, by measurement.
 
 ``python scripts/quality.py MODEL --output DIR`` writes quality.json, quality.md and quality.png. Every way of
 making the clips starts from the same noise. "PSNR to long run" is that to DDIM with very many steps: how far
-a solver is from the end of its own path. "Right" is what the detector of ``modelscope-i2v evaluate`` says.
+a solver is from the end of its own path. "Right" is what the detector of ``modelscope-i2v evaluate`` says,
+and "score" how much of colour, shape and motion is right, in percent; "points lost" compare clip by clip.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from modelscope_i2v.evaluation.report import markdown_table
 from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.options import SCHEDULERS
+from modelscope_i2v.speed import SPEEDS
 
 STEPS = (10, 15, 20, 30, 50)
 RESCALES = (0.0, 0.2, 0.5, 0.7)
@@ -57,20 +59,24 @@ class Study:
         resolved = generator.resolve({}, given)[1]
         self.bar.set_description(label)
         began = time.perf_counter()
-        frames, right, truth = [], [], []
+        frames, right, scores, truth = [], [], [], []
         ways = generate(generator, self.examples, resolved, given, self.batch, Saved(None, {}))
         seconds = 0.0
         for made in ways:
             seconds += time.perf_counter() - began
             verdict = judge(made.frames, made.example.scene)
             frames.append(made.frames)
-            # Without a text nobody said which motion is right.
-            right.append(verdict.all if generator.family.reads_text else verdict.colour and verdict.kind)
+            asked = [verdict.colour, verdict.kind]
+            if generator.family.reads_text:  # without a text nobody said which motion is right
+                asked.append(verdict.motion)
+            right.append(all(asked))
+            scores.append(100 * sum(asked) / len(asked))
             if generator.family.takes_video:
                 truth.append(metrics.psnr(made.frames, made.truth.frames[: len(made.frames)]))
             self.bar.update()
             began = time.perf_counter()
-        return {"frames": frames, "right": right, "truth": truth, "seconds": seconds / len(frames)}
+        seconds /= len(frames)
+        return {"frames": frames, "right": right, "scores": scores, "truth": truth, "seconds": seconds}
 
 
 def compared(made: dict[str, Any], **references: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +106,25 @@ def solvers(study: Study, names: Sequence[str], steps: Sequence[int], long: int)
             made = reference if same else study.make(f"{name} {count}", **way)
             references = {"PSNR to long run": end} | ({} if same else {"PSNR to DDIM 50": reference})
             rows.append({"solver": name, "steps": count, **compared(made, **references)})
+    return rows
+
+
+def speeds(study: Study, steps: int | None, long: int) -> list[dict[str, Any]]:
+    """Every value of the option ``speed``, each with its share of ``steps`` (default: of the model's)."""
+    end = study.make(f"ddim {long}", scheduler="ddim", num_inference_steps=long)
+    rows: list[dict[str, Any]] = []
+    for name, speed in SPEEDS.items():
+        count = None if steps is None else max(round(speed.steps * steps), 1)
+        made = study.make(name, speed=name, num_inference_steps=count)
+        if not rows:
+            exact = made
+        lost = metrics.mean([before - now for before, now in zip(exact["scores"], made["scores"])])
+        row = {"speed": name, "score": metrics.mean(made["scores"]).value}
+        if rows:
+            row["points lost"] = f"{lost.value:.1f} ({lost.low:.1f} … {lost.high:.1f})"
+            row["PSNR to exact"] = compared(made, exact=exact)["exact"]
+            row["times as fast"] = exact["seconds"] / made["seconds"]
+        rows.append({**row, **compared(made, **{"PSNR to long run": end})})
     return rows
 
 
@@ -182,7 +207,7 @@ def main() -> None:
         default=["bf16", "fp16"],
         help="fp16 is very slow on most CPUs: leave it out there",
     )
-    known = ["solvers", "precisions", "rescales"]
+    known = ["solvers", "speeds", "precisions", "rescales"]
     parser.add_argument("--parts", nargs="+", choices=known, default=known)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -190,6 +215,7 @@ def main() -> None:
     study = Study(model, args.clips, args.seed, args.batch_size, args.device)
     parts = {
         "solvers": lambda: solvers(study, args.solvers, args.steps, args.long),
+        "speeds": lambda: speeds(study, args.own_steps, args.long),
         "precisions": lambda: precisions(study, args.own_steps, args.dtypes),
         "rescales": lambda: rescales(study, args.own_steps),
     }

@@ -39,7 +39,7 @@ def work(family: Family, speed: str) -> float:
         def predict(x: Tensor, t: Tensor) -> Tensor:
             nonlocal total
             whole = deep is None or deep.stages_to_run(2**30) == 2**30
-            total += evaluation(family, len(x), None if whole else preset.reuse)
+            total += len(x) * evaluation(family, None if whole else preset.reuse)
             return torch.zeros_like(x)
 
         return predict
@@ -72,17 +72,20 @@ def network(family: Family) -> STUNet:
 
 @functools.cache
 @torch.no_grad()
-def evaluation(family: Family, rows: int, reuse: Reuse | None) -> float:
-    """TFLOP of one evaluation of so many videos and branches; one without the deep stages for ``reuse``."""
+def evaluation(family: Family, reuse: Reuse | None = None) -> float:
+    """TFLOP of one evaluation of one video and branch; of one without the deep stages for ``reuse``."""
     unet = network(family)
     height, width = unet.config.canvas(family.height // 8, family.width // 8)
     given = conditions(family, unet.config, height, width)[0]
-    given = {name: torch.empty(rows, *value.shape[1:], device="meta") for name, value in given.items()}
-    latents = torch.empty(rows, unet.config.in_dim, family.num_frames, height, width, device="meta")
+    given = {name: value.to("meta") for name, value in given.items()}
+    latents, times = (
+        torch.empty(1, unet.config.in_dim, family.num_frames, height, width, device="meta"),
+        torch.tensor([500.0], device="meta"),
+    )
     call = unet.conditioned(**given, reuse=reuse)
-    call(latents, torch.empty(rows, device="meta"))  # what is made of the conditions, once a video
+    call(latents, times)  # what is made of the conditions, once a video
     with FlopCounterMode(display=False) as counter:
-        call(latents, torch.empty(rows, device="meta"))
+        call(latents, times)
     return counter.get_total_flops() / 1e12
 
 
