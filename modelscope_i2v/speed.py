@@ -37,6 +37,6 @@ class Speed:
 SPEEDS: dict[str, Speed] = {
     "exact": Speed(),
     "fast": Speed(steps=0.4, scheduler="unipc", guidance_interval=(0.28, math.inf)),
-    "turbo": Speed(steps=0.2, scheduler="unipc", guidance_interval=(0.28, math.inf)),
+    "turbo": Speed(steps=0.25, scheduler="unipc", guidance_interval=(0.28, math.inf)),
 }
 """Every speed by its name; measured in docs/speed.md."""
