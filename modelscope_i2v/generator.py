@@ -391,7 +391,7 @@ class VideoGenerator:
 
         def with_guidance(scale: float) -> Denoiser:
             predict = guided(
-                functools.partial(self.unet.conditioned, loop=options.loop, reuse=speed.reuse),
+                functools.partial(self.unet.conditioned, loop=options.loop),
                 positive,
                 negative,
                 scale=scale,

@@ -26,13 +26,12 @@ from .devices import encoder_dtype, free_memory
 from .families import Family
 from .networks.autoencoder import AutoencoderKL
 from .networks.chunking import chunked
-from .networks.config import AutoencoderConfig, CLIPConfig, Reuse, STUNetConfig
+from .networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .networks.layers import cast
 from .networks.stunet import STUNet
 from .networks.tiling import REACH
 from .options import Options
 from .placement import CHUNK_TOKENS, frugal, streamed_bytes
-from .speed import SPEEDS
 
 MODES = ("resident", "offload", "minimal")
 """The modes that have a peak of their own, the fastest first."""
@@ -109,7 +108,7 @@ def peak(
     """Bytes on the device at most while a video is made.
 
     Args:
-        options: of whom size, frames, batch size, guidance, speed, chunks and tiles count.
+        options: of whom size, frames, batch size, guidance, chunks and tiles count.
         dtype: of the U-Net's and the autoencoder's weights.
         mode: one of :data:`MODES`.
         device: its type, which decides the type of CLIP's weights.
@@ -123,9 +122,7 @@ def phases(
     """As :func:`peak`, by the network that works."""
     towers = encoder_dtype(torch.device(device), dtype)
     options = frugal(options) if mode == "minimal" else options
-    branches = 2 if options.guidance_scale != 1 else 1
-    rows, turns = (1, branches) if options.sequential_guidance else (branches, 1)
-    reuse = SPEEDS[options.speed].reuse
+    rows = 2 if options.guidance_scale != 1 and not options.sequential_guidance else 1
     factor = model.autoencoder.factor
     canvas = model.unet.canvas(options.height // factor, options.width // factor)
     frames = min(options.decode_chunk_size, options.num_frames)
@@ -135,7 +132,7 @@ def phases(
     chunk = CHUNK_TOKENS if mode == "minimal" else None
     batch = options.batch_size
     working = {
-        "unet": denoising(model.unet, rows * batch, options.num_frames, *canvas, dtype, chunk, reuse, turns),
+        "unet": denoising(model.unet, rows * batch, options.num_frames, *canvas, dtype, chunk),
         "autoencoder": decoding(model.autoencoder, frames, *sides, dtype),
     }
     kinds = {"unet": dtype, "autoencoder": dtype}
@@ -229,16 +226,13 @@ def denoising(
     width: int,
     dtype: torch.dtype,
     chunk: int | None = None,
-    reuse: Reuse | None = None,
-    turns: int = 1,
 ) -> int:
-    """Bytes beside its weights that one evaluation of a U-Net takes, or the second with ``reuse``.
+    """Bytes beside its weights that one evaluation of a U-Net takes.
 
     Args:
         batch: rows that go through at once: videos, times two for both guidance branches.
         height, width: of the latents.
         chunk: see :func:`modelscope_i2v.networks.chunking.chunked`.
-        turns: batches that go through one after the other in each step, with deep features of their own.
     """
     unet = _unet(config, dtype)
     conditions: dict[str, torch.Tensor] = {}
@@ -254,10 +248,7 @@ def denoising(
     latents, timesteps = _meta(batch, config.in_dim, frames, height, width), _meta(batch)
     parts = contextlib.nullcontext() if chunk is None else chunked(unet, chunk)
     with parts:
-        if reuse is None:
-            return _counted(lambda: unet(latents, timesteps, **conditions), unet)
-        calls = [unet.conditioned(**conditions, reuse=reuse) for _ in range(turns)]
-        return _counted(lambda: [call(latents, timesteps) for _ in range(2) for call in calls], unet)
+        return _counted(lambda: unet(latents, timesteps, **conditions), unet)
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .networks.config import Reuse
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -23,8 +21,6 @@ class Speed:
     """Solver in place of DDIM; multistep ones are as near to the end of their path in fewer steps."""
     guidance_interval: tuple[float, float] = (0.0, math.inf)
     """Noise levels sigma / alpha with guidance: :func:`modelscope_i2v.sampling.guidance.in_interval`."""
-    reuse: Reuse | None = None
-    """What neighbouring evaluations of the U-Net share."""
 
     def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Options in place of the defaults ``values`` that a checkpoint and its family set."""

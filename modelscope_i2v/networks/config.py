@@ -49,19 +49,6 @@ class STUNetConfig:
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """Neighbouring evaluations of a U-Net share what its deep stages give, which changes slowly.
-
-    Ma et al., "DeepCache: Accelerating Diffusion Models for Free" (arXiv:2312.00858), at even intervals.
-    """
-
-    every: int
-    """Evaluations, 2 or more, of which only the first runs the deep stages."""
-    stages: int
-    """The outermost stages, on the way in as on the way out, that all of them run; 1 or more."""
-
-
-@dataclass(frozen=True)
 class AutoencoderConfig:
     """Sizes of the KL autoencoder, by the names of the latent-diffusion ``ddconfig``.
 

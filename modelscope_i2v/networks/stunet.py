@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ from .blocks import (
     fold,
     unfold,
 )
-from .config import Reuse, STUNetConfig
+from .config import STUNetConfig
 from .layers import Conv2d, GroupNorm, embedding_mlp, sinusoidal_embedding
 
 
@@ -133,7 +131,6 @@ class STUNet(nn.Module):
         fps: Tensor | None = None,
         picture: Tensor | None = None,
         loop: bool = False,
-        reuse: Reuse | None = None,
     ) -> Conditioned:
         """The network for one batch of videos, as a function of latents and timesteps.
 
@@ -145,8 +142,6 @@ class STUNet(nn.Module):
             fps: frames per second [b], for members with ``fps_embedding``.
             picture: the picture's scaled latent [b, 4, h, w], for members with ``local_image``.
             loop: the first frame follows the last, for a video that repeats without a jump.
-            reuse: calls, which then must be of latents of one shape and of neighbouring timesteps, share
-                what the deep stages give.
 
         Raises:
             ValueError: for conditions that the member needs and that are missing.
@@ -156,16 +151,10 @@ class STUNet(nn.Module):
             if fps is None:
                 raise ValueError("This network was trained with the frame rate as an input: fps is missing.")
             rate = self.fps_embedding(sinusoidal_embedding(fps, self.config.dim))
-        return Conditioned(self, Context(self._context(text, image, picture)), rate, picture, loop, reuse)
+        return Conditioned(self, Context(self._context(text, image, picture)), rate, picture, loop)
 
     def denoise(
-        self,
-        latents: Tensor,
-        embedding: Tensor,
-        context: Context,
-        loop: bool,
-        beside: Tensor | None = None,
-        deep: DeepFeatures | None = None,
+        self, latents: Tensor, embedding: Tensor, context: Context, loop: bool, beside: Tensor | None = None
     ) -> Tensor:
         """The network itself: ``embedding`` [b, 4·dim], ``beside`` [b, 4, f, h, w] for ``local_image``."""
         f, h, w = latents.shape[2:]
@@ -177,16 +166,12 @@ class STUNet(nn.Module):
         cond = Conditioning(F.silu(embedding), context, f, loop)
         x = fold(latents if beside is None else torch.cat([latents, beside], dim=1))
         x = x.contiguous(memory_format=torch.channels_last)
-        stages = len(self.input_blocks)
-        run = stages if deep is None else deep.stages_to_run(stages)
         skips = []
-        for block in islice(self.input_blocks, run):
+        for block in self.input_blocks:
             x = block(x, cond)
             skips.append(x)
-        x = self.middle_block(x, cond) if run == stages else deep.features
-        for block in islice(self.output_blocks, stages - run, None):
-            if deep is not None and len(skips) == deep.reuse.stages:
-                deep.features = x
+        x = self.middle_block(x, cond)
+        for block in self.output_blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), cond)
         return unfold(self.out(x).float(), f)
 
@@ -204,22 +189,6 @@ class STUNet(nn.Module):
         return torch.cat([part.to(tokens[0].dtype) for part in tokens], dim=1)
 
 
-class DeepFeatures:
-    """What the deep stages gave last, for the next calls of one :class:`Conditioned`."""
-
-    def __init__(self, reuse: Reuse) -> None:
-        self.reuse = reuse
-        self.features: Tensor | None = None
-        """What enters the first of the outermost stages on the way out, [b·f, c, h, w]."""
-        self._calls = 0
-
-    def stages_to_run(self, stages: int) -> int:
-        """Of that many stages on either side, how many the present evaluation runs, from the outermost."""
-        first = self._calls % self.reuse.every == 0
-        self._calls += 1
-        return stages if first else min(self.reuse.stages, stages)
-
-
 class Conditioned:
     """A network with the conditions of one batch; see :meth:`STUNet.conditioned`."""
 
@@ -230,18 +199,17 @@ class Conditioned:
         rate: Tensor | int,
         picture: Tensor | None,
         loop: bool,
-        reuse: Reuse | None = None,
     ) -> None:
         self.network, self.context, self.rate, self.picture, self.loop = network, context, rate, picture, loop
         self._beside: Tensor | None = None
-        self._deep = None if reuse is None else DeepFeatures(reuse)
 
     def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """As :meth:`STUNet.forward`."""
         network = self.network
         embedding = network.time_embed(sinusoidal_embedding(timesteps, network.config.dim)) + self.rate
-        beside = self._concatenated(latents.shape[2])
-        return network.denoise(latents, embedding, self.context, self.loop, beside, self._deep)
+        return network.denoise(
+            latents, embedding, self.context, self.loop, self._concatenated(latents.shape[2])
+        )
 
     def _concatenated(self, frames: int) -> Tensor | None:
         """The channels beside the latents of so many frames, of members with ``local_image``."""
