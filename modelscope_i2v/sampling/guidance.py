@@ -69,8 +69,8 @@ def in_interval(
 
     Args:
         inside: makes the denoiser, with guidance, for noise levels in the interval.
-        outside: makes the other, which can leave the unconditional branch out. Either is made anew when its
-            turn comes, so that nothing of one noise level is left for another.
+        outside: makes the other, which can leave the unconditional branch out. Either is made when its turn
+            comes and let go after it, so that only one's conditions are in memory.
         interval: noise levels sigma / alpha, without the lower end and with the upper.
     """
     low, high = interval
