@@ -84,6 +84,7 @@ class Cascade:
         *,
         refine_only: bool = False,
         memory: str = "auto",
+        compile: bool = False,
         free_memory: FreeMemory = free_memory,
     ) -> Cascade:
         """Loads both checkpoints; a network that they have alike, only once.
@@ -91,7 +92,7 @@ class Cascade:
         Args:
             models: a model for ``image-to-video`` (I2VGen-XL too), and one for ``video-to-video``:
                 directories, or ids on the ModelScope hub.
-            device, dtype, attention, memory: see
+            device, dtype, attention, memory, compile: see
                 :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
             refine_only: leave out the first.
 
@@ -117,6 +118,7 @@ class Cascade:
             "attention": attention,
             "progress": progress,
             "memory": memory,
+            "compile": compile,
         }
         # What is used first is loaded last, and is where it is needed when the first call comes.
         second = VideoGenerator.from_directory(opened[-1].path, **settings)
@@ -124,7 +126,8 @@ class Cascade:
             return cls(None, second, free_memory)
         free = free_memory(place)
         if second.placement.mode != "resident":
-            settings["memory"] = second.placement.mode  # what the larger video needs
+            mode = second.placement.mode  # what the larger video needs
+            settings |= {"memory": mode, "compile": compile and mode != "minimal"}
         elif free is not None and free < _size(opened[0].unet, weights):
             second.unet.to("cpu")
         ready = alike(second, opened[1], opened[0])
@@ -279,6 +282,7 @@ def animate(
     dtype: str | torch.dtype | None = None,
     attention: str = "auto",
     memory: str = "auto",
+    compile: bool = False,
     **options: Any,
 ) -> Any:
     """Makes a large video of a picture: image-to-video, then video-to-video on its frames.
@@ -303,7 +307,7 @@ def animate(
               … to both, ``target_fps`` to the first, ``strength``, ``inversion`` and ``fit`` to the second.
         first_options: options of the first stage alone; they win over the plain ones.
         refine_options: options of the second stage alone, likewise.
-        device, dtype, attention, memory: see
+        device, dtype, attention, memory, compile: see
             :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
 
     Returns:
@@ -325,7 +329,14 @@ def animate(
         )
     progress = options.get("progress")
     cascade = Cascade.load(
-        models, device, dtype, attention, progress, refine_only=refine is not None, memory=memory
+        models,
+        device,
+        dtype,
+        attention,
+        progress,
+        refine_only=refine is not None,
+        memory=memory,
+        compile=compile,
     )
     options["refine_options"] = refine_options
     if refine is not None:

@@ -26,6 +26,7 @@ from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dty
 from .errors import Cancelled, InputError, NumericalError
 from .families import LATENT_SCALE, Family
 from .jobs import Job, batches
+from .networks import compilation
 from .networks.attention import use_kernel
 from .networks.autoencoder import AutoencoderKL
 from .networks.config import CLIPConfig
@@ -97,6 +98,7 @@ class VideoGenerator:
         progress: bool | None = None,
         ready: Mapping[str, nn.Module] | None = None,
         memory: str = "auto",
+        compile: bool = False,
     ) -> VideoGenerator:
         """Loads a checkpoint directory, in the hub's layout or in diffusers'.
 
@@ -112,10 +114,14 @@ class VideoGenerator:
             memory: ``resident``, ``offload`` or ``minimal``, see :class:`modelscope_i2v.placement.Placement`;
                 ``auto``: the fastest for which the device's free memory suffices, by the size of the
                 checkpoint's default video, and a smaller one once a call needs it.
+            compile: compile the U-Net's blocks (:mod:`modelscope_i2v.networks.compilation`), which takes
+                minutes at the first step, and again at the first step with a LoRA. Where ``auto`` goes
+                over to ``minimal``, they compute as they are written.
 
         Raises:
             CheckpointError: for a directory or file that is not what it should be.
-            InputError: for an unknown device, type, attention kernel or memory mode.
+            InputError: for an unknown device, type, attention kernel or memory mode; with ``compile`` also
+                for a machine without a compiler, for ``xformers`` and for ``minimal``.
         """
         place = resolve_device(device)
         weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
@@ -123,6 +129,8 @@ class VideoGenerator:
         family = model.family
         ready = ready or {}
         placement = room.placement(memory, model, place, weights)
+        if compile:
+            compilation.check(place, attention, memory)
         with torch.device("meta"):
             text_encoder = ready.get("text_encoder") or (
                 TextEncoder(model.clip) if family.reads_text else None
@@ -154,6 +162,8 @@ class VideoGenerator:
                 )
                 loading.update()
         use_kernel(unet, attention)
+        if compile:
+            compilation.compile_blocks(unet)
         return cls(
             family,
             unet,

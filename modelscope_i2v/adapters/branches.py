@@ -37,6 +37,11 @@ class Branch(nn.Module):
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("up", up, persistent=False)
 
+    @property
+    def strength(self) -> float:
+        """What its matrices' product is multiplied with."""
+        return self.scale * self.factor
+
     def forward(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """``layer``'s ``output`` for ``x`` with this branch's added."""
         # The type is the layer's of now: a network is cast to fp32 and back where fp16 overflows.
@@ -48,7 +53,7 @@ class Branch(nn.Module):
             added = F.conv2d(hidden, up)
         else:
             added = F.linear(F.linear(x, down), up)
-        return torch.add(output, added, alpha=self.scale * self.factor)
+        return torch.add(output, added, alpha=self.strength)
 
 
 class Branches(nn.ModuleList):

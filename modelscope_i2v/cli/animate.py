@@ -17,6 +17,7 @@ from .parser import (
     UsageError,
     add_machine,
     add_options,
+    check_machine,
     flag,
     given_options,
     note,
@@ -90,6 +91,7 @@ def _run(args: argparse.Namespace) -> int:
     from ..devices import resolve_device
 
     device = resolve_device(args.device)
+    check_machine(args, device)
     first = args.first_model if refining else find_model(args.first_model)
     second = find_model(args.second_model)
 
@@ -109,6 +111,7 @@ def _run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         attention=args.attention,
         memory=args.memory,
+        compile=args.compile,
         progress=False if args.no_progress else None,
         **options,
     )

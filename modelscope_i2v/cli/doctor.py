@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -31,7 +32,7 @@ _REQUIRED = {
 }
 """What the package cannot do without: the name to import, and pip's."""
 
-_OPTIONAL = {"xformers": "for --attention xformers"}
+_OPTIONAL = {"xformers": "for --attention xformers", "triton": "for --compile on a GPU"}
 
 _CODECS = {
     "libx264": "H.264, for .mp4, .mov and .mkv",
@@ -118,6 +119,9 @@ def _devices() -> None:
 
     for index in range(torch.cuda.device_count()):
         _row(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {_memory(_cuda_memory(index))}")
+    compiler = os.environ.get("CXX", "g++")
+    there = shutil.which(compiler)
+    _row("C++ compiler", there or f"no {compiler} (optional, for --compile on a CPU; CXX may name another)")
     if torch.backends.mps.is_available():
         _row("mps", "Apple GPU, shares the machine's memory")
     elif not torch.cuda.is_available():

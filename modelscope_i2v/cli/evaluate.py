@@ -100,6 +100,7 @@ def _run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         attention=args.attention,
         memory=args.memory,
+        compile=args.compile,
         progress=False if args.no_progress else None,
         **options,
     )

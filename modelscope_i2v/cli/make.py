@@ -23,6 +23,7 @@ from .parser import (
     add_loras,
     add_machine,
     add_options,
+    check_machine,
     flag,
     given_options,
     note,
@@ -114,6 +115,7 @@ def _run(family: Family, args: argparse.Namespace) -> int:
     for path, _ in args.lora:
         read_lora(path)  # rather than after a download
     device = resolve_device(args.device)
+    check_machine(args, device)
     directory = find_model(args.model)
     # ModelScope's own errors speak of registries.
     _check_taken(ModelDirectory.open(directory, family.task).family, args, options)
@@ -125,6 +127,7 @@ def _run(family: Family, args: argparse.Namespace) -> int:
         dtype=args.dtype,
         attention=args.attention,
         memory=args.memory,
+        compile=args.compile,
         progress=options.get("progress"),
     )
     for number, (path, scale) in enumerate(args.lora, start=1):

@@ -9,10 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..families import Family
 from ..options import FIELDS, Options, family_defaults, options_of
+
+if TYPE_CHECKING:
+    import torch
 
 PROGRAM = "modelscope-i2v"
 
@@ -144,7 +147,20 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
         help="where weights are on a GPU: always on it, a network at a time, or block by block, the slowest "
         "and smallest; auto (the default) takes the fastest that fits",
     )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the U-Net's blocks, which takes minutes at the first step",
+    )
     group.add_argument("--no-progress", action="store_true", help="show no progress bars")
+
+
+def check_machine(args: argparse.Namespace, device: torch.device) -> None:
+    """Raises InputError for what :func:`add_machine`'s flags ask and the machine lacks: before a download."""
+    if args.compile:
+        from ..networks import compilation
+
+        compilation.check(device, args.attention, args.memory)
 
 
 def add_loras(parser: argparse.ArgumentParser) -> None:

@@ -48,6 +48,7 @@ def evaluate(
     dtype: str | None = None,
     attention: str = "auto",
     memory: str = "auto",
+    compile: bool = False,
     progress: bool | None = None,
     **options: Any,
 ) -> Report:
@@ -61,7 +62,7 @@ def evaluate(
         output: a folder for report.json, report.md, report.png and clips.png; None writes nothing.
         save_clips: keep every clip in ``output``; a later call with the same settings reads them, so it
             goes on where one was interrupted.
-        device, dtype, attention, memory: see
+        device, dtype, attention, memory, compile: see
             :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
         options: of the model's call, such as ``num_inference_steps``.
 
@@ -81,7 +82,14 @@ def evaluate(
     folder = None if output is None else _folder(output)
     began = time.monotonic()
     generator, encoder, name, note = _load(
-        model, task, device=device, dtype=dtype, attention=attention, memory=memory, progress=progress
+        model,
+        task,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        memory=memory,
+        compile=compile,
+        progress=progress,
     )
     given = {**options, "progress": False, "output_type": "pt"}
     resolved = _resolve(generator, given)

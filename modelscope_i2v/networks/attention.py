@@ -32,6 +32,8 @@ def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Scores are rounded to the inputs' type. PyTorch's flash kernel keeps them in fp32, and in bf16 on a CPU
     multiplies at the rate of fp32 too: this is twice as fast.
     """
+    if torch.compiler.is_compiling():
+        return _opaque(q, k, v)
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
     out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
     rows = min(max(CACHED // (heads * keys), 1), queries)
@@ -43,6 +45,17 @@ def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             weights = (q[part, :, row : row + rows] @ k[part]).softmax(dim=-1)
             out[part, :, row : row + rows] = weights @ v[part]
     return out
+
+
+@torch.library.custom_op("modelscope_i2v::blocked_attention", mutates_args=())
+def _opaque(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """:func:`blocked` as one operation of a graph, which knows no loops."""
+    return blocked(q, k, v)
+
+
+@_opaque.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(q.transpose(1, 2).shape).transpose(1, 2)
 
 
 def auto(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, tokens, dim]; returns the same shape."""
-        if x.device.type != "cpu" or torch.is_grad_enabled():
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.net(x)
         parts = x.flatten(0, 1).split(self.rows)
         return torch.cat([self.net(part) for part in parts]).view(x.shape)

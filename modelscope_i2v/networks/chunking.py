@@ -30,6 +30,7 @@ from .blocks import (
     Upsample,
     along_time,
 )
+from .compilation import as_written
 from .layers import GroupNorm
 
 Forward = Callable[..., Tensor]
@@ -39,22 +40,25 @@ Forward = Callable[..., Tensor]
 def chunked(network: nn.Module, tokens: int) -> Iterator[nn.Module]:
     """Within it, the network's layers compute in parts; afterwards they are as before.
 
+    Compiled blocks compute as they are written meanwhile: how many parts there are depends on the size.
+
     Args:
         network: a :class:`~modelscope_i2v.networks.stunet.STUNet`, or a part of one.
         tokens: pixels, over all frames and samples, that a layer computes at a time; a frame, or a row of
             pixels over all frames, is the least that some can.
     """
     changed = []
-    try:
-        for module in list(network.modules()):
-            for layer, rule in _rules(module):
-                # A forward of the instance's own hides the class's; hooks stay in force.
-                layer.forward = functools.partial(rule, layer, layer.forward, tokens)
-                changed.append(layer)
-        yield network
-    finally:
-        for layer in changed:
-            del layer.forward
+    with as_written(network):
+        try:
+            for module in list(network.modules()):
+                for layer, rule in _rules(module):
+                    # A forward of the instance's own hides the class's; hooks stay in force.
+                    layer.forward = functools.partial(rule, layer, layer.forward, tokens)
+                    changed.append(layer)
+            yield network
+        finally:
+            for layer in changed:
+                del layer.forward
 
 
 def _rules(module: nn.Module) -> Iterable[tuple[nn.Module, Forward]]:

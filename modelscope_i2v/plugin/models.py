@@ -33,7 +33,7 @@ class VideoModel(Model):
         device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; None: the best there is. Where there is no CUDA at
             all, ``gpu`` and ``cuda`` mean that too, as everywhere in ModelScope.
         dtype, torch_dtype: ``fp32``, ``fp16``, ``bf16`` or PyTorch's own; None: what suits the device.
-        attention, progress, memory: see
+        attention, progress, memory, compile: see
             :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
         generator: one of this directory that is there already.
         kwargs: the rest of the configuration's ``model`` section, which the directory's own reader reads.
@@ -55,6 +55,7 @@ class VideoModel(Model):
         attention: str = "auto",
         progress: bool | None = None,
         memory: str = "auto",
+        compile: bool = False,
         generator: VideoGenerator | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,6 +68,7 @@ class VideoModel(Model):
             attention=attention,
             progress=progress,
             memory=memory,
+            compile=compile,
         )
         self.family = self.generator.family
         # Where the configuration does not say so, ModelScope asks the model which pipeline is its.
