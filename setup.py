@@ -29,6 +29,7 @@ setup(
     install_requires=lines("requirements.txt"),
     extras_require={
         "xformers": ["xformers"],
+        "quantization": ["torchao>=0.18"],
         "evaluate": ["matplotlib", "opencv-python-headless", "scikit-image", "torchmetrics"],
         "train": ["accelerate", "matplotlib", "peft", "tensorboard"],
         "test": lines("tests/requirements.txt"),

@@ -85,6 +85,7 @@ class Cascade:
         refine_only: bool = False,
         memory: str = "auto",
         compile: bool = False,
+        quantization: str | None = None,
         free_memory: FreeMemory = free_memory,
     ) -> Cascade:
         """Loads both checkpoints; a network that they have alike, only once.
@@ -92,7 +93,7 @@ class Cascade:
         Args:
             models: a model for ``image-to-video`` (I2VGen-XL too), and one for ``video-to-video``:
                 directories, or ids on the ModelScope hub.
-            device, dtype, attention, memory, compile: see
+            device, dtype, attention, memory, compile, quantization: see
                 :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
             refine_only: leave out the first.
 
@@ -119,6 +120,7 @@ class Cascade:
             "progress": progress,
             "memory": memory,
             "compile": compile,
+            "quantization": quantization,
         }
         # What is used first is loaded last, and is where it is needed when the first call comes.
         second = VideoGenerator.from_directory(opened[-1].path, **settings)
@@ -283,6 +285,7 @@ def animate(
     attention: str = "auto",
     memory: str = "auto",
     compile: bool = False,
+    quantization: str | None = None,
     **options: Any,
 ) -> Any:
     """Makes a large video of a picture: image-to-video, then video-to-video on its frames.
@@ -307,7 +310,7 @@ def animate(
               … to both, ``target_fps`` to the first, ``strength``, ``inversion`` and ``fit`` to the second.
         first_options: options of the first stage alone; they win over the plain ones.
         refine_options: options of the second stage alone, likewise.
-        device, dtype, attention, memory, compile: see
+        device, dtype, attention, memory, compile, quantization: see
             :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
 
     Returns:
@@ -337,6 +340,7 @@ def animate(
         refine_only=refine is not None,
         memory=memory,
         compile=compile,
+        quantization=quantization,
     )
     options["refine_options"] = refine_options
     if refine is not None:

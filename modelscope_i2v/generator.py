@@ -27,6 +27,7 @@ from .errors import Cancelled, InputError, NumericalError
 from .families import LATENT_SCALE, Family
 from .jobs import Job, batches
 from .networks import compilation
+from .networks import quantization as quantizing
 from .networks.attention import use_kernel
 from .networks.autoencoder import AutoencoderKL
 from .networks.config import CLIPConfig
@@ -58,6 +59,7 @@ class VideoGenerator:
         device, dtype: where they work, and the type of their weights.
         placement: where their weights are meanwhile; by default there, and always.
         clip: the architecture of both towers.
+        quantization: of the U-Net's weights, or None.
         defaults: options that the checkpoint's configuration.json sets.
     """
 
@@ -74,6 +76,7 @@ class VideoGenerator:
         defaults: Mapping[str, Any] | None = None,
         placement: Placement | None = None,
         clip: CLIPConfig | None = None,
+        quantization: str | None = None,
     ) -> None:
         self.family = family
         self.unet = unet
@@ -86,6 +89,7 @@ class VideoGenerator:
         self.schedule = SCHEDULES[family.schedule]()
         self.placement = placement or Placement(device, "resident")
         self.clip = clip or CLIPConfig()
+        self.quantization = quantization
 
     @classmethod
     def from_directory(
@@ -99,6 +103,7 @@ class VideoGenerator:
         ready: Mapping[str, nn.Module] | None = None,
         memory: str = "auto",
         compile: bool = False,
+        quantization: str | None = None,
     ) -> VideoGenerator:
         """Loads a checkpoint directory, in the hub's layout or in diffusers'.
 
@@ -117,18 +122,22 @@ class VideoGenerator:
             compile: compile the U-Net's blocks (:mod:`modelscope_i2v.networks.compilation`), which takes
                 minutes at the first step, and again at the first step with a LoRA. Where ``auto`` goes
                 over to ``minimal``, they compute as they are written.
+            quantization: ``int8`` keeps the U-Net's linear layers in eight bits
+                (:mod:`modelscope_i2v.networks.quantization`).
 
         Raises:
             CheckpointError: for a directory or file that is not what it should be.
-            InputError: for an unknown device, type, attention kernel or memory mode; with ``compile`` also
-                for a machine without a compiler, for ``xformers`` and for ``minimal``.
+            InputError: for an unknown device, type, attention kernel, memory mode or quantization; with
+                ``compile`` also for a machine without a compiler, for ``xformers`` and for ``minimal``;
+                with ``quantization`` where torchao is missing.
         """
         place = resolve_device(device)
         weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
         model = ModelDirectory.open(directory, task)
         family = model.family
         ready = ready or {}
-        placement = room.placement(memory, model, place, weights)
+        quantizing.check(quantization)
+        placement = room.placement(memory, model, place, weights, quantization)
         if compile:
             compilation.check(place, attention, memory)
         with torch.device("meta"):
@@ -161,7 +170,7 @@ class VideoGenerator:
                     ignore=unused,
                 )
                 loading.update()
-        use_kernel(unet, attention)
+        use_kernel(quantizing.quantize(unet, quantization), attention)
         if compile:
             compilation.compile_blocks(unet)
         return cls(
@@ -175,6 +184,7 @@ class VideoGenerator:
             defaults=model.defaults,
             placement=placement,
             clip=model.clip,
+            quantization=quantization,
         )
 
     def __call__(self, inputs: list[Any], output_video: Any = None, **options: Any) -> list[Any]:

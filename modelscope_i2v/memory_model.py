@@ -28,6 +28,7 @@ from .networks.autoencoder import AutoencoderKL
 from .networks.chunking import chunked
 from .networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .networks.layers import cast
+from .networks.quantization import quantize, stored
 from .networks.stunet import STUNet
 from .networks.tiling import REACH
 from .options import Options
@@ -51,6 +52,8 @@ class Model:
     autoencoder: AutoencoderConfig
     clip: CLIPConfig
     reads_text: bool
+    quantization: str | None = None
+    """Of the U-Net's weights, see :mod:`modelscope_i2v.networks.quantization`."""
 
     @classmethod
     def full_size(cls, family: Family) -> Model:
@@ -74,7 +77,7 @@ class Live(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         weights = (tensor for module in known for tensor in (*module.parameters(), *module.buffers()))
-        self._seen = {tensor.untyped_storage()._cdata for tensor in weights}
+        self._seen = {tensor.untyped_storage()._cdata for tensor in stored(weights)}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -132,7 +135,9 @@ def phases(
     chunk = CHUNK_TOKENS if mode == "minimal" else None
     batch = options.batch_size
     working = {
-        "unet": denoising(model.unet, rows * batch, options.num_frames, *canvas, dtype, chunk),
+        "unet": denoising(
+            model.unet, rows * batch, options.num_frames, *canvas, dtype, chunk, model.quantization
+        ),
         "autoencoder": decoding(model.autoencoder, frames, *sides, dtype),
     }
     kinds = {"unet": dtype, "autoencoder": dtype}
@@ -226,6 +231,7 @@ def denoising(
     width: int,
     dtype: torch.dtype,
     chunk: int | None = None,
+    quantization: str | None = None,
 ) -> int:
     """Bytes beside its weights that one evaluation of a U-Net takes.
 
@@ -234,7 +240,7 @@ def denoising(
         height, width: of the latents.
         chunk: see :func:`modelscope_i2v.networks.chunking.chunked`.
     """
-    unet = _unet(config, dtype)
+    unet = _unet(config, dtype, quantization)
     conditions: dict[str, torch.Tensor] = {}
     # The most tokens that a context of one row has; image-to-video has but its image's.
     if not config.image_tokens or config.local_image:
@@ -275,12 +281,12 @@ def encoding(name: str, config: CLIPConfig, batch: int, dtype: torch.dtype) -> i
 @functools.lru_cache(maxsize=64)
 def weight(model: Model, name: str, dtype: torch.dtype) -> int:
     """Bytes of the weights of ``unet``, ``autoencoder``, ``text`` or ``image``."""
-    return sum(parameter.nbytes for parameter in _network(model, name, dtype).parameters())
+    return sum(tensor.nbytes for tensor in stored(_network(model, name, dtype).parameters()))
 
 
 def _network(model: Model, name: str, dtype: torch.dtype) -> nn.Module:
     if name == "unet":
-        return _unet(model.unet, dtype)
+        return _unet(model.unet, dtype, model.quantization)
     if name == "autoencoder":
         return _autoencoder(model.autoencoder, dtype)
     return _tower(name, model.clip, dtype)
@@ -298,8 +304,8 @@ def _on_meta(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 @_on_meta
-def _unet(config: STUNetConfig, dtype: torch.dtype) -> nn.Module:
-    return cast(STUNet(config), dtype)
+def _unet(config: STUNetConfig, dtype: torch.dtype, quantization: str | None = None) -> nn.Module:
+    return quantize(cast(STUNet(config), dtype), quantization)
 
 
 @_on_meta

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .errors import InputError
 from .networks.blocks import Stage
 from .networks.chunking import chunked
+from .networks.quantization import stored
 from .networks.stunet import STUNet
 from .options import Options
 
@@ -333,7 +334,7 @@ class CudaCopies(Copies):
 
 
 def _elsewhere(network: nn.Module, device: torch.device) -> bool:
-    return any(parameter.device.type != device.type for parameter in network.parameters())
+    return any(tensor.device.type != device.type for tensor in _tensors(network))
 
 
 @torch.inference_mode(False)
@@ -347,8 +348,7 @@ def _copies(device: torch.device) -> Copies:
 
 def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
     """Parameters and buffers, those of LoRAs beside the layers among them."""
-    yield from module.parameters(recurse)
-    yield from module.buffers(recurse)
+    yield from stored((*module.parameters(recurse), *module.buffers(recurse)))
 
 
 def _restore(tensors: list[Tensor], values: Iterable[Tensor]) -> None:

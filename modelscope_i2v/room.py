@@ -11,6 +11,7 @@ import torch
 from . import memory_model
 from .checkpoints.directory import ModelDirectory
 from .devices import free_memory, out_of_memory_told
+from .networks.quantization import stored
 from .options import Options, resolve
 from .placement import Placement, check_mode
 
@@ -18,14 +19,22 @@ if TYPE_CHECKING:
     from .generator import VideoGenerator
 
 
-def placement(memory: str, model: ModelDirectory, device: torch.device, dtype: torch.dtype) -> Placement:
+def placement(
+    memory: str,
+    model: ModelDirectory,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: str | None = None,
+) -> Placement:
     """What ``memory`` means for a checkpoint on a device; ``auto`` asks what its default video takes.
 
     Raises InputError for an unknown mode.
     """
     if check_mode(memory) != "auto":
         return Placement(device, memory)
-    networks = memory_model.Model(model.unet, model.autoencoder, model.clip, model.family.reads_text)
+    networks = memory_model.Model(
+        model.unet, model.autoencoder, model.clip, model.family.reads_text, quantization
+    )
     options = resolve(model.family, {}, model.defaults)
     return Placement(device, memory_model.choose(networks, options, dtype, device), adapts=True)
 
@@ -42,12 +51,16 @@ def making(generator: VideoGenerator, options: Options, frames: int) -> Abstract
     options = dataclasses.replace(options, num_frames=frames)
     place, device = generator.placement, generator.device
     networks = memory_model.Model(
-        generator.unet.config, generator.autoencoder.config, generator.clip, generator.family.reads_text
+        generator.unet.config,
+        generator.autoencoder.config,
+        generator.clip,
+        generator.family.reads_text,
+        generator.quantization,
     )
     every = (generator.unet, generator.autoencoder, generator.text_encoder, generator.image_encoder)
     parts = [part for part in every if part is not None]
-    weights = [p for part in parts for p in part.parameters() if p.device.type == device.type]
-    there = sum(p.nbytes for p in weights)
+    weights = [tensor for part in parts for tensor in stored(part.parameters())]
+    there = sum(tensor.nbytes for tensor in weights if tensor.device.type == device.type)
     if place.adapts:
         place.shrink(memory_model.choose(networks, options, generator.dtype, device, there), parts)
 

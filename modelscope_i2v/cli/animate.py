@@ -112,6 +112,7 @@ def _run(args: argparse.Namespace) -> int:
         attention=args.attention,
         memory=args.memory,
         compile=args.compile,
+        quantization=args.quantization,
         progress=False if args.no_progress else None,
         **options,
     )

@@ -32,7 +32,11 @@ _REQUIRED = {
 }
 """What the package cannot do without: the name to import, and pip's."""
 
-_OPTIONAL = {"xformers": "for --attention xformers", "triton": "for --compile on a GPU"}
+_OPTIONAL = {
+    "xformers": "for --attention xformers",
+    "triton": "for --compile on a GPU",
+    "torchao": "for --quantization",
+}
 
 _CODECS = {
     "libx264": "H.264, for .mp4, .mov and .mkv",

@@ -128,6 +128,7 @@ def _run(family: Family, args: argparse.Namespace) -> int:
         attention=args.attention,
         memory=args.memory,
         compile=args.compile,
+        quantization=args.quantization,
         progress=options.get("progress"),
     )
     for number, (path, scale) in enumerate(args.lora, start=1):

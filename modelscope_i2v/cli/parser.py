@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 PROGRAM = "modelscope-i2v"
 
-# The names of devices.DTYPES, networks.attention.KERNELS and placement.MODES, whose modules import torch.
+# The names of devices.DTYPES, networks.attention.KERNELS, placement.MODES and
+# networks.quantization.QUANTIZATIONS, whose modules import torch.
 DTYPES = ("fp32", "fp16", "bf16")
 ATTENTION = ("auto", "sdpa", "blocked", "xformers", "matmul")
+QUANTIZATION = ("int8",)
 MEMORY = ("auto", "resident", "offload", "minimal")
 
 _HERE = {
@@ -152,14 +154,20 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
         action="store_true",
         help="compile the U-Net's blocks, which takes minutes at the first step",
     )
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATION,
+        help="keep the U-Net's linear layers in eight bits (needs torchao)",
+    )
     group.add_argument("--no-progress", action="store_true", help="show no progress bars")
 
 
 def check_machine(args: argparse.Namespace, device: torch.device) -> None:
     """Raises InputError for what :func:`add_machine`'s flags ask and the machine lacks: before a download."""
-    if args.compile:
-        from ..networks import compilation
+    from ..networks import compilation, quantization
 
+    quantization.check(args.quantization)
+    if args.compile:
         compilation.check(device, args.attention, args.memory)
 
 

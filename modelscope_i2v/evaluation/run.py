@@ -49,6 +49,7 @@ def evaluate(
     attention: str = "auto",
     memory: str = "auto",
     compile: bool = False,
+    quantization: str | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> Report:
@@ -62,7 +63,7 @@ def evaluate(
         output: a folder for report.json, report.md, report.png and clips.png; None writes nothing.
         save_clips: keep every clip in ``output``; a later call with the same settings reads them, so it
             goes on where one was interrupted.
-        device, dtype, attention, memory, compile: see
+        device, dtype, attention, memory, compile, quantization: see
             :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
         options: of the model's call, such as ``num_inference_steps``.
 
@@ -89,6 +90,7 @@ def evaluate(
         attention=attention,
         memory=memory,
         compile=compile,
+        quantization=quantization,
         progress=progress,
     )
     given = {**options, "progress": False, "output_type": "pt"}

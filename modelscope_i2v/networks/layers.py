@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class Linear(nn.Linear):
@@ -82,8 +83,23 @@ def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Casts a network in place, but for its :func:`float32_names`."""
     kept = float32_names(network)
     for name, parameter in network.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)
+        if is_traceable_wrapper_subclass(parameter):
+            _cast_quantized(network, name, dtype)
+        else:
+            parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)
     return network
+
+
+def _cast_quantized(network: nn.Module, name: str, dtype: torch.dtype) -> None:
+    """Has a quantised weight compute in another type; its integers and scales stay."""
+    weight = network.get_parameter(name)
+    names, settings = weight.__tensor_flatten__()
+    inner = {part: getattr(weight, part) for part in names}
+    made = type(weight).__tensor_unflatten__(
+        inner, {**settings, "dtype": dtype}, weight.shape, weight.stride()
+    )
+    layer, _, own = name.rpartition(".")
+    setattr(network.get_submodule(layer), own, nn.Parameter(made, requires_grad=False))
 
 
 def sinusoidal_embedding(positions: Tensor, dim: int) -> Tensor:

@@ -33,7 +33,7 @@ class VideoModel(Model):
         device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; None: the best there is. Where there is no CUDA at
             all, ``gpu`` and ``cuda`` mean that too, as everywhere in ModelScope.
         dtype, torch_dtype: ``fp32``, ``fp16``, ``bf16`` or PyTorch's own; None: what suits the device.
-        attention, progress, memory, compile: see
+        attention, progress, memory, compile, quantization: see
             :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
         generator: one of this directory that is there already.
         kwargs: the rest of the configuration's ``model`` section, which the directory's own reader reads.
@@ -56,6 +56,7 @@ class VideoModel(Model):
         progress: bool | None = None,
         memory: str = "auto",
         compile: bool = False,
+        quantization: str | None = None,
         generator: VideoGenerator | None = None,
         **kwargs: Any,
     ) -> None:
@@ -69,6 +70,7 @@ class VideoModel(Model):
             progress=progress,
             memory=memory,
             compile=compile,
+            quantization=quantization,
         )
         self.family = self.generator.family
         # Where the configuration does not say so, ModelScope asks the model which pipeline is its.

@@ -26,7 +26,7 @@ from .models import MadeVideo, VideoModel, present
 from .preprocessors import VideoPreprocessor
 from .registration import FIELD, claim, preprocessor_type
 
-_LOADING = ("dtype", "torch_dtype", "attention", "progress", "memory", "compile")
+_LOADING = ("dtype", "torch_dtype", "attention", "progress", "memory", "compile", "quantization")
 """Keywords of the constructor that are the model's."""
 
 FIRST_VIDEO = "first_video"
@@ -42,8 +42,8 @@ class VideoPipeline(Pipeline):
             one's video larger (:class:`modelscope_i2v.cascade.Cascade`).
         preprocessor: takes the place of the task's own.
         device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; without a GPU, ``gpu`` means the CPU.
-        kwargs: ``dtype`` (or ``torch_dtype``), ``attention``, ``progress``, ``memory`` and ``compile`` are
-            the model's (:class:`.models.VideoModel`); the rest is ModelScope's.
+        kwargs: ``dtype`` (or ``torch_dtype``), ``attention``, ``progress``, ``memory``, ``compile`` and
+            ``quantization`` are the model's (:class:`.models.VideoModel`); the rest is ModelScope's.
 
     Raises:
         InputError, CheckpointError: for a model that cannot be used, before anything is computed.

@@ -73,7 +73,7 @@ def test_one_frame_one_branch_and_loops():
         assert same(unet, **size)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_generated_code_computes_the_same(dtype, most):
     unet = cast(network(), dtype)
     compile_blocks(unet.middle_block)
