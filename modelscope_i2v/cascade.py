@@ -27,6 +27,7 @@ from .memory_model import denoising
 from .networks.config import STUNetConfig
 from .networks.stunet import STUNet
 from .options import OF_FIRST, OF_RESULT, Options, options_of
+from .placement import send
 
 MODELS = (IMAGE_TO_VIDEO.hub_ids[0], VIDEO_TO_VIDEO.hub_ids[0])
 """The two stages of the model cards."""
@@ -266,7 +267,7 @@ class Cascade:
                 parameters = stage.unet.parameters()
                 missing = sum(p.nbytes for p in parameters if p.device.type != stage.device.type)
                 if free < missing + max(working_memory(stage, one) for one in options):
-                    other.unet.to("cpu")
+                    send(other.unet, "cpu")
             stage.unet.to(stage.device)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 
 import torch
 
@@ -75,22 +76,29 @@ def free_memory(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
-@contextlib.contextmanager
-def out_of_memory_told(advice: Callable[[], str] | None = None) -> Iterator[None]:
+class out_of_memory_told(contextlib.AbstractContextManager[None]):
     """Turns the device's out-of-memory errors into one that says what needs less.
 
     ``advice`` is asked for a sentence on the work at hand, once memory has run out.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error).lower()
-        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text):
-            raise
-        said = f" By this package's count, {advice()}" if advice else ""
+
+    def __init__(self, advice: Callable[[], str] | None = None) -> None:
+        self.advice = advice
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        text = str(error)
+        if not (
+            isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            or (isinstance(error, RuntimeError) and "allocate memory" in text.lower())
+        ):
+            return
+        # Its frames hold all that was computed so far, and whoever has the error wants that memory back.
+        error.__traceback__ = None
+        del trace
+        said = f" By this package's count, {self.advice()}" if self.advice else ""
+        reason = text.splitlines()[0] if text else type(error).__name__
         raise OutOfMemoryError(
             f"The device has too little free memory.{said} These need less: a smaller height, width or "
             "num_frames, memory='offload' or 'minimal', sequential_guidance=True, decode_chunk_size=1, "
-            "batch_size=1, dtype='fp16' or 'bf16'. "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            f"batch_size=1, dtype='fp16' or 'bf16'. ({reason})"
         ) from error

@@ -381,15 +381,17 @@ class VideoGenerator:
         factor = self.autoencoder.config.factor
         shape = (1, self.autoencoder.config.embed_dim, frames.shape[2] // factor, frames.shape[3] // factor)
         noise = torch.cat([source.normal(shape) for _ in frames]).to(self.device)
-        latents = []
         options = self.placement.options(options)
         size = options.decode_chunk_size
-        encode = functools.partial(tiled_encode, self.autoencoder, tile=options.tile_size)
-        with self.placement.working(self.autoencoder):
+
+        def encoded() -> Tensor:
+            latents = []
             for part, fresh in zip(frames.split(size), noise.split(size)):
-                posterior = self._finite("encoding", self.autoencoder, encode, part.to(self.device))
+                posterior = tiled_encode(self.autoencoder, part.to(self.device), options.tile_size)
                 latents.append(LATENT_SCALE * posterior.sample(fresh))
-        return torch.cat(latents).transpose(0, 1)
+            return torch.cat(latents)
+
+        return self._finite("encoding", self.autoencoder, encoded).transpose(0, 1)
 
     @torch.inference_mode()
     def denoise(self, start: Tensor, positive: Conditions, negative: Conditions, batch: list[Job]) -> Tensor:
@@ -451,24 +453,22 @@ class VideoGenerator:
         making = room.making(self, options, latents.shape[1])
         options = self.placement.options(options)
         parts = (latents.transpose(0, 1).to(self.device) / LATENT_SCALE).split(options.decode_chunk_size)
-        decode = functools.partial(tiled_decode, self.autoencoder, tile=options.tile_size)
-        frames = []
-        shown = bar(latents.shape[1], "Decoding", options.progress, "frame")
-        with (
-            shown as decoding,
-            making,
-            kept_memory(self.device),
-            self.placement.working(self.autoencoder),
-        ):
-            for part in parts:
-                frames.append(self._finite("decoding", self.autoencoder, decode, part).cpu())
-                decoding.update(len(part))
-        return torch.cat(frames)
 
-    def _finite(self, what: str, network: torch.nn.Module, compute: Callable[..., Any], *args: Any) -> Any:
-        """``compute(*args)``, once more with ``network`` in fp32 if it has NaN or infinity."""
+        def decoded() -> Tensor:
+            frames = []
+            with bar(latents.shape[1], "Decoding", options.progress, "frame") as decoding:
+                for part in parts:
+                    frames.append(tiled_decode(self.autoencoder, part, options.tile_size).cpu())
+                    decoding.update(len(part))
+            return torch.cat(frames)
+
+        with making, kept_memory(self.device):
+            return self._finite("decoding", self.autoencoder, decoded)
+
+    def _finite(self, what: str, network: torch.nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+        """``compute()``, once more with ``network`` in fp32 if it has NaN or infinity."""
         with self.placement.working(network):
-            result = compute(*args)
+            result = compute()
         if _is_finite(result):
             return result
         if self.dtype != torch.float32:
@@ -476,12 +476,13 @@ class VideoGenerator:
                 f"{what.capitalize()} in {self.dtype} gave NaN or infinity; it is done again in fp32.",
                 stacklevel=2,
             )
-            cast(network, torch.float32)
-            try:
-                with self.placement.working(network):
-                    result = compute(*args)
-            finally:
-                cast(network, self.dtype)
+            with self.placement.changing(network):
+                try:
+                    cast(network, torch.float32)
+                    with self.placement.working(network):
+                        result = compute()
+                finally:
+                    cast(network, self.dtype)
             if _is_finite(result):
                 return result
         raise NumericalError(
@@ -496,9 +497,8 @@ class VideoGenerator:
         return outputs.blacken(self.decode(latents, job.sample.options), job.sample.content)
 
 
-def _is_finite(result: Tensor | tuple[Tensor, ...]) -> bool:
-    tensors = (result,) if isinstance(result, Tensor) else result
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+def _is_finite(result: Tensor) -> bool:
+    return bool(torch.isfinite(result).all())
 
 
 def _pad(frames: Tensor, height: int, width: int) -> Tensor:

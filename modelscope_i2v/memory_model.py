@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,9 @@ MODES = ("resident", "offload", "minimal")
 
 BESIDE = 1.1
 """Factor on a prediction before it counts as fitting."""
+
+_counting = threading.RLock()
+"""The networks that are counted on are kept, and computing in parts changes them for a while."""
 
 _AMPLE = 100_000
 """Bytes per latent pixel of each frame and guidance branch that no U-Net of the family reaches."""
@@ -253,7 +257,7 @@ def denoising(
         conditions["picture"] = _meta(batch, 4, height, width)
     latents, timesteps = _meta(batch, config.in_dim, frames, height, width), _meta(batch)
     parts = contextlib.nullcontext() if chunk is None else chunked(unet, chunk)
-    with parts:
+    with _counting, parts:
         return _counted(lambda: unet(latents, timesteps, **conditions), unet)
 
 

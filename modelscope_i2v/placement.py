@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .access import access
 from .errors import InputError
 from .networks.blocks import Stage
 from .networks.chunking import chunked
@@ -31,10 +32,6 @@ TILE_SIZE = 512
 
 _ALIGNMENT = 256
 """Bytes; what CUDA's own allocations have at least."""
-
-# A network of two generators has one lock.
-_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-_locks_guard = threading.Lock()
 
 
 def check_mode(memory: str) -> str:
@@ -87,23 +84,17 @@ class Placement:
 
         In modes other than ``resident`` one thread at a time has a network; one that has it may ask again.
         """
-        with self._guard:
-            resident = self.mode == "resident"
-            if resident and self.moves and _elsewhere(network, self.device):
-                _move(network, self.device)  # a cascade's other stage may have sent it away
-            self._active += resident
-        if resident:
-            try:
+        with self._counted() as mode, access(network).taken(alone=mode != "resident") as first:
+            if mode == "resident":
+                self._fetch(network)
+            with self._brought(network) if first and mode != "resident" else contextlib.nullcontext():
                 yield
-            finally:
-                with self._guard:
-                    self._active -= 1
-            return
-        with _locks_guard:
-            lock = _locks.setdefault(network, _Lock())
-        with contextlib.ExitStack() as stack:
-            if stack.enter_context(lock):
-                stack.enter_context(self._brought(network))
+
+    @contextlib.contextmanager
+    def changing(self, network: nn.Module) -> Iterator[None]:
+        """Within it no other thread has the network, so that its weights may change. Not to be asked for
+        while :meth:`working`."""
+        with self._counted(), access(network).taken(alone=True):
             yield
 
     def shrink(self, mode: str, networks: Iterable[nn.Module]) -> None:
@@ -116,7 +107,25 @@ class Placement:
                 return
             self.mode = mode
             for network in networks:
-                _move(network, self.home)
+                send(network, self.home)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[str]:
+        """Within it, the mode stays as it is."""
+        with self._guard:
+            self._active += 1
+            mode = self.mode
+        try:
+            yield mode
+        finally:
+            with self._guard:
+                self._active -= 1
+
+    def _fetch(self, network: nn.Module) -> None:
+        """Brings a network back that another generator has sent away."""
+        with self._guard:
+            if self.moves and _elsewhere(network, self.device):
+                _move(network, self.device)
 
     @contextlib.contextmanager
     def _brought(self, network: nn.Module) -> Iterator[None]:
@@ -134,22 +143,6 @@ class Placement:
                         self._streams[network] = Stream(self.device)
                     stack.enter_context(self._streams[network].over(blocks))
             yield
-
-
-class _Lock:
-    """A lock that a thread can take several times; entering tells whether it is the first."""
-
-    def __init__(self) -> None:
-        self._lock, self._depth = threading.RLock(), 0
-
-    def __enter__(self) -> bool:
-        self._lock.acquire()
-        self._depth += 1
-        return self._depth == 1
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        self._lock.release()
 
 
 def stream_blocks(unet: STUNet) -> Iterator[nn.Module]:
@@ -333,12 +326,18 @@ class CudaCopies(Copies):
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
 
+def send(network: nn.Module, device: torch.device | str) -> None:
+    """Moves a network as soon as no other thread has it."""
+    with access(network).taken(alone=True):
+        _move(network, device)
+
+
 def _elsewhere(network: nn.Module, device: torch.device) -> bool:
     return any(tensor.device.type != device.type for tensor in _tensors(network))
 
 
 @torch.inference_mode(False)
-def _move(network: nn.Module, device: torch.device) -> None:
+def _move(network: nn.Module, device: torch.device | str) -> None:
     network.to(device)
 
 

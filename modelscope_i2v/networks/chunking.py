@@ -36,11 +36,16 @@ from .layers import GroupNorm
 Forward = Callable[..., Tensor]
 
 
+class _InParts(functools.partial):
+    """A layer's forward that computes in parts."""
+
+
 @contextlib.contextmanager
 def chunked(network: nn.Module, tokens: int) -> Iterator[nn.Module]:
     """Within it, the network's layers compute in parts; afterwards they are as before.
 
     Compiled blocks compute as they are written meanwhile: how many parts there are depends on the size.
+    Layers that do so already keep their own parts.
 
     Args:
         network: a :class:`~modelscope_i2v.networks.stunet.STUNet`, or a part of one.
@@ -52,13 +57,19 @@ def chunked(network: nn.Module, tokens: int) -> Iterator[nn.Module]:
         try:
             for module in list(network.modules()):
                 for layer, rule in _rules(module):
+                    before = vars(layer).get("forward")
+                    if isinstance(before, _InParts):
+                        continue
                     # A forward of the instance's own hides the class's; hooks stay in force.
-                    layer.forward = functools.partial(rule, layer, layer.forward, tokens)
-                    changed.append(layer)
+                    changed.append((layer, before))
+                    layer.forward = _InParts(rule, layer, layer.forward, tokens)
             yield network
         finally:
-            for layer in changed:
-                del layer.forward
+            for layer, before in reversed(changed):
+                if before is None:
+                    del layer.forward
+                else:
+                    layer.forward = before
 
 
 def _rules(module: nn.Module) -> Iterable[tuple[nn.Module, Forward]]:
