@@ -28,7 +28,7 @@ from modelscope_i2v.placement import Placement, send
 CPU = torch.device("cpu")
 QUICK = {"num_inference_steps": 2, "num_frames": 2, "height": 48, "width": 48, "progress": False}
 INPUTS = {"text-to-video-synthesis": "a boat", "image-to-video": picture()}
-SOON, LATE = 0.3, 60
+SOON, LATE = 0.3, 30
 """Seconds in which something should not happen, and in which it must."""
 
 
@@ -171,15 +171,36 @@ def test_what_one_generator_works_with_no_other_moves(generator, first, second, 
 
 
 def test_a_network_is_sent_away_when_its_work_is_done(generator):
-    network, gone = generator.autoencoder, threading.Event()
-    thread = threading.Thread(target=lambda: (send(network, "cpu"), gone.set()))
-    with moving("resident").working(network):
-        thread.start()
-        assert not gone.wait(SOON)
+    """Who has it meanwhile may ask again, and others do not get in between."""
+    network, events = (
+        generator.autoencoder,
+        {name: threading.Event() for name in ("on", "again", "gone", "new")},
+    )
+
+    def holds() -> None:
         with moving("resident").working(network):
-            pass  # the thread that has it may ask again, whoever waits
-    thread.join(LATE)
-    assert gone.is_set()
+            events["on"].wait(LATE)
+            with moving("resident").working(network):
+                events["again"].set()
+
+    def comes() -> None:
+        with moving("resident").working(network):
+            events["new"].set()
+
+    def sends() -> None:
+        send(network, "cpu")
+        events["gone"].set()
+
+    with moving("resident").working(network):
+        threads = [threading.Thread(target=work, daemon=True) for work in (holds, sends, comes)]
+        for thread in threads:
+            thread.start()
+            thread.join(SOON)
+        assert not events["gone"].is_set() and not events["new"].is_set()
+        events["on"].set()
+        assert events["again"].wait(LATE)
+        assert not events["gone"].is_set()
+    assert events["gone"].wait(LATE) and events["new"].wait(LATE)
 
 
 @pytest.mark.parametrize("mode", ["resident", "offload"])
@@ -379,6 +400,7 @@ def test_a_call_that_fails_leaves_nothing_behind(generator, mode, failure, monke
             for layer in (*generator.unet.modules(), *generator.autoencoder.modules()):
                 if "_failing" in vars(layer):
                     layer._failing.remove()
+        assert not any("forward" in vars(layer) for layer in generator.unet.modules())
         assert held() == memory
         assert state_of(generator) == before
         gc.enable()
