@@ -15,6 +15,7 @@ from torch import nn
 from modelscope_i2v.families import TASKS
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.config import AutoencoderConfig
+from modelscope_i2v.networks.tiling import tiled_decode, tiled_encode
 
 SMALL = configs("image-to-video").autoencoder
 SIZES = {
@@ -51,6 +52,20 @@ def test_decoding_equals_stock(task, size, height, width):
     latents = 5 * torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert relative_rms(ours.decode(latents), theirs.decode(latents)) <= LIMIT
+
+
+@pytest.mark.parametrize("tile", [64, 96])
+@pytest.mark.parametrize("size", SIZES)
+def test_tiles_equal_stock(size, tile):
+    ours, theirs = both(size, "image-to-video")
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(2, 3, 128, 160, generator=generator) * 2 - 1
+    latents = 5 * torch.randn(2, 4, 16, 20, generator=generator)
+    with torch.no_grad():
+        posterior, expected = tiled_encode(ours, pixels, tile), theirs.encode(pixels)
+        assert relative_rms(tiled_decode(ours, latents, tile), theirs.decode(latents)) <= LIMIT
+    assert relative_rms(posterior.mean, expected.mean) <= LIMIT
+    assert relative_rms(posterior.logvar, expected.logvar) <= LIMIT
 
 
 def test_a_sample_of_the_posterior_equals_stock():

@@ -15,8 +15,10 @@ import pytest
 import torch
 from checkpoints_factory import SMALL_CLIP, configs, random_state
 from diffusers import DDIMScheduler, I2VGenXLPipeline, I2VGenXLUNet
+from memory_modes import MODES, OPTIONS, working_in
 from oracle.compare import frame_difference, relative_rms
 from oracle.i2vgen import build, in_diffusers, planes, run
+from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder
@@ -259,40 +261,64 @@ def schedule_levels() -> Tensor:
     return torch.cat([torch.ones(1, dtype=squared.dtype), squared])
 
 
-@pytest.mark.parametrize(
-    ("steps", "frames", "height", "width"), [(50, 2, 64, 64), (5, 4, 64, 128), (4, 1, 128, 64)]
-)
-def test_whole_video_equals_diffusers(steps, frames, height, width, picture):
-    """From one picture, one text and one state of the random generator."""
-    ours, text, negative = generator(), "a boat on the sea", "blurry, ugly"
+TEXT, NEGATIVE, SEED = "a boat on the sea", "blurry, ugly", 11
+
+
+def videos_options(steps: int, frames: int, height: int, width: int) -> dict:
+    sizes = {"height": height, "width": width, "num_frames": frames}
+    return {**sizes, "num_inference_steps": steps, "target_fps": 12, "output_type": "np"}
+
+
+def diffusers_video(image: PILImage.Image, steps: int, frames: int, height: int, width: int) -> np.ndarray:
+    encoder = generator().text_encoder
     pipe = diffusers_pipeline()
-    torch.manual_seed(11)
-    expected = pipe(
-        prompt_embeds=ours.text_encoder.encode([text]),
-        negative_prompt_embeds=ours.text_encoder.encode([negative]),
-        image=picture,
-        height=height,
-        width=width,
-        num_frames=frames,
-        num_inference_steps=steps,
-        target_fps=12,
-        output_type="np",
+    torch.manual_seed(SEED)
+    made = pipe(
+        prompt_embeds=encoder.encode([TEXT]),
+        negative_prompt_embeds=encoder.encode([NEGATIVE]),
+        image=image,
+        **videos_options(steps, frames, height, width),
     ).frames[0]
-    expected = (expected * 255).astype(np.uint8)
-    torch.manual_seed(11)
-    (found,) = ours(
-        [{"image": picture, "text": text}],
-        output_type="np",
-        negative_prompt=negative,
-        height=height,
-        width=width,
-        num_frames=frames,
-        num_inference_steps=steps,
-        target_fps=12,
+    return (made * 255).astype(np.uint8)
+
+
+def our_video(image: PILImage.Image, *size: int, **less) -> np.ndarray:
+    ours = generator()
+    torch.manual_seed(SEED)
+    (frames,) = ours(
+        [{"image": image, "text": TEXT}],
+        negative_prompt=NEGATIVE,
         progress=False,
+        **videos_options(*size),
+        **less,
     )
+    return frames
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     assert expected.std() > 20, "a flat video proves nothing"
     assert frame_difference(found, expected) <= 1
+
+
+@pytest.mark.parametrize("size", [(50, 2, 64, 64), (5, 4, 64, 128), (4, 1, 128, 64)])
+def test_whole_video_equals_diffusers(size, picture):
+    """Steps, frames, height and width; from one picture, one text and one state of the random generator."""
+    assert_same(our_video(picture, *size), diffusers_video(picture, *size))
+
+
+SMALL_SIZE = (2, 3, 64, 128)
+
+
+@pytest.fixture(scope="module")
+def small_video(picture):
+    return diffusers_video(picture, *SMALL_SIZE)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_memory_mode_and_option_equals_diffusers(mode, picture, small_video):
+    for less in OPTIONS:
+        with working_in(generator(), mode):
+            assert_same(our_video(picture, *SMALL_SIZE, **less), small_video)
 
 
 @pytest.mark.parametrize("width", [64, 200, 1280])

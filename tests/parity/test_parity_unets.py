@@ -13,6 +13,7 @@ from oracle.networks import build_unet, stock_unet
 from torch import Tensor, nn
 
 from modelscope_i2v.families import FAMILIES, TASKS
+from modelscope_i2v.networks.chunking import chunked
 from modelscope_i2v.networks.config import STUNetConfig
 from modelscope_i2v.networks.layers import cast
 from modelscope_i2v.networks.stunet import STUNet
@@ -86,6 +87,17 @@ def test_unet_equals_stock(task, size, batch, frames, height, width):
         height += 2
     given = inputs(ours.config, batch, frames, height, width)
     assert relative_rms(run(ours, given), run(theirs, given)) <= LIMIT
+
+
+@pytest.mark.parametrize("tokens", [20, 500])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("task", TASKS)
+def test_unet_in_parts_equals_stock(task, size, tokens):
+    ours, theirs = both(task, size)
+    given = inputs(ours.config, 2, 3, 18 if ours.config.extra_rows else 16, 24)
+    with chunked(ours, tokens):
+        found = run(ours, given)
+    assert relative_rms(found, run(theirs, given)) <= LIMIT
 
 
 @pytest.mark.parametrize("timestep", [0, 1, 500, 999])

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from checkpoints_factory import make_checkpoint
+from memory_modes import MODES, OPTIONS, working_in
 from oracle.compare import frame_difference
 from oracle.videos import stock_model, stock_video
 
+from modelscope_i2v.families import TASKS
 from modelscope_i2v.generator import VideoGenerator
 
 SEED = 20
@@ -107,3 +109,30 @@ def test_two_models_of_one_task_keep_their_own_settings(checkpoint, picture, tmp
     options = {"output_type": "np", "num_inference_steps": 1, "progress": False}
     assert first([picture], **options)[0].shape == (4, 64, 128, 3)
     assert second([picture], **options)[0].shape == (2, 128, 128, 3)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def compared(request, checkpoint, picture, video):
+    """A generator, what it is given with which options, and stock's frames."""
+    task, directory = request.param, checkpoint(request.param)
+    options = {"height": 80, "width": 128, "num_frames": 3, "num_inference_steps": 2}
+    resized = {}
+    if task == "image-to-video":
+        given, options = picture, {"num_inference_steps": 2}  # the other numbers are in the directory
+    elif task == "video-to-video":
+        given, resized = {"video_path": str(video), "text": "a boat"}, {"size": V2V_SIZE}
+    else:
+        given, options = {"text": "A panda.", "height": 64, "width": 128}, {"num_inference_steps": 2}
+    model = stock_model(directory, task)
+    expected = stock_video(model, task, given, SEED, steps=2, **resized)
+    return VideoGenerator.from_directory(directory, task, device="cpu"), given, options, expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_memory_mode_and_option_equals_stock(mode, compared):
+    generator, given, options, expected = compared
+    for less in OPTIONS:
+        with working_in(generator, mode):
+            torch.manual_seed(SEED)
+            (frames,) = generator([given], output_type="np", progress=False, **options, **less)
+        assert_same(frames, expected)

@@ -1,0 +1,35 @@
+"""Every memory mode and every option that takes less memory, for tests of what comes out of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+from modelscope_i2v import memory_model, placement
+from modelscope_i2v.generator import VideoGenerator
+from modelscope_i2v.placement import MODES, Placement
+
+OPTIONS = ({}, {"sequential_guidance": True}, {"decode_chunk_size": 1}, {"tile_size": 64})
+TOKENS = 100
+"""So few at a time that every layer of a small video computes in parts in ``minimal``."""
+
+__all__ = ["MODES", "OPTIONS", "TOKENS", "working_in"]
+
+
+@contextlib.contextmanager
+def working_in(generator: VideoGenerator, mode: str) -> Iterator[None]:
+    """Within it, the generator works in that mode as on a GPU, where ``auto`` finds little memory free."""
+    before, adapts = generator.placement, mode == "auto"
+    with (
+        mock.patch.object(placement, "CHUNK_TOKENS", TOKENS),
+        mock.patch.object(memory_model, "choose", lambda *_: "minimal"),
+    ):
+        generator.placement = Placement(
+            generator.device, "resident" if adapts else mode, adapts=adapts, moves=True
+        )
+        try:
+            yield
+            assert generator.placement.mode == ("minimal" if adapts else mode)
+        finally:
+            generator.placement = before
