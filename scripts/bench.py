@@ -8,6 +8,7 @@ and ``result.png`` into a folder of ``benchmarks``. Needs the extra ``test``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -43,6 +44,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help=", ".join(ORDER),
     )
     parser.add_argument("--repeats", type=int, help="measurements of each figure, in place of the preset's")
+    parser.add_argument(
+        "--minutes", type=float, help="after so long nothing new is started; in place of the preset's"
+    )
     parser.add_argument("--output", type=Path, help="default: benchmarks/<date>-<preset>-<hardware>")
     parser.add_argument("--work-dir", type=Path, help="where 35 GB of files go; a temporary folder")
     args = parser.parse_args(arguments)
@@ -51,6 +55,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--only: {unknown[0]!r} is no family; there are {', '.join(ORDER)}.")
     if args.repeats is not None and args.repeats < 1:
         parser.error(f"--repeats: {args.repeats} measurements are none; it takes 1 or more.")
+    if args.minutes is not None and not args.minutes > 0:
+        parser.error(f"--minutes: {args.minutes:g} is no time; it takes more than 0.")
     return args
 
 
@@ -61,6 +67,8 @@ def command(args: argparse.Namespace) -> str:
         words += ["--only", ",".join(args.only)]
     if args.repeats:
         words += ["--repeats", str(args.repeats)]
+    if args.minutes:
+        words += ["--minutes", f"{args.minutes:g}"]
     return " ".join(words)
 
 
@@ -71,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.run import Run
 
     presets = PRESETS[args.preset]
+    if args.minutes:
+        presets = tuple(dataclasses.replace(preset, minutes=args.minutes) for preset in presets)
     if any(preset.device == "cuda" for preset in presets) and not torch.cuda.is_available():
         print(f"--preset {args.preset} needs a GPU, and PyTorch sees none here.", file=sys.stderr)
         return 1
