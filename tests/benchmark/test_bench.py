@@ -167,7 +167,11 @@ def test_a_readme_without_a_place_is_left_alone(output, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--only", "text-to-image"], "'text-to-image' is no family"), (["--repeats", "0"], "1 or more")],
+    [
+        (["--only", "text-to-image"], "'text-to-image' is no family"),
+        (["--repeats", "0"], "1 or more"),
+        (["--minutes", "0"], "more than 0"),
+    ],
 )
 def test_mistakes_are_told_at_once(arguments, said):
     done = script("bench.py", *arguments)
