@@ -20,18 +20,18 @@ from . import outputs, room, samples
 from .adapters import load as adapters
 from .allocator import kept_memory
 from .checkpoints.directory import ModelDirectory
-from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from .conditioning.clip import ImageEncoder, TextEncoder
-from .devices import default_dtype, encoder_dtype, out_of_memory_told, parse_dtype, resolve_device
+from .devices import default_dtype, parse_dtype, resolve_device
 from .errors import Cancelled, InputError, NumericalError
 from .families import LATENT_SCALE, Family
 from .jobs import Job, batches
+from .loading import load_networks
 from .networks import compilation
 from .networks import quantization as quantizing
 from .networks.attention import use_kernel
 from .networks.autoencoder import AutoencoderKL
 from .networks.config import CLIPConfig
-from .networks.layers import cast, float32_names
+from .networks.layers import cast
 from .networks.stunet import STUNet
 from .networks.tiling import tiled_decode, tiled_encode
 from .options import Options
@@ -134,51 +134,18 @@ class VideoGenerator:
         place = resolve_device(device)
         weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
         model = ModelDirectory.open(directory, task)
-        family = model.family
-        ready = ready or {}
         quantizing.check(quantization)
         placement = room.placement(memory, model, place, weights, quantization)
         if compile:
             compilation.check(place, attention, memory)
-        with torch.device("meta"):
-            text_encoder = ready.get("text_encoder") or (
-                TextEncoder(model.clip) if family.reads_text else None
-            )
-            image_encoder = ready.get("image_encoder") or (
-                ImageEncoder(model.clip) if family.reads_image else None
-            )
-            unet = STUNet(model.unet)
-            autoencoder = ready.get("autoencoder") or AutoencoderKL(model.autoencoder)
-        parts = [
-            (tower, "clip", encoder_dtype(place, weights), (*tower.unused, *CLIP_UNUSED))
-            for tower in (text_encoder, image_encoder)
-            if tower is not None
-        ]
-        parts += [
-            (unet, "unet", weights, ()),
-            (autoencoder, "autoencoder", weights, AUTOENCODER_UNUSED),
-        ]
-        parts = [part for part in parts if part[0] not in ready.values()]
-        with bar(len(parts), "Loading", progress, "file") as loading, out_of_memory_told():
-            for network, part, kind, unused in parts:
-                load_module(
-                    network,
-                    model.read(part),
-                    dtype=kind,
-                    device=placement.home,
-                    keep_float32=float32_names(network),
-                    ignore=unused,
-                )
-                loading.update()
+        networks = load_networks(model, place, weights, placement.home, ready, progress)
+        unet = networks["unet"]
         use_kernel(quantizing.quantize(unet, quantization), attention)
         if compile:
             compilation.compile_blocks(unet)
         return cls(
-            family,
-            unet,
-            autoencoder,
-            text_encoder,
-            image_encoder,
+            model.family,
+            **networks,
             device=place,
             dtype=weights,
             defaults=model.defaults,

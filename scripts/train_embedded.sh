@@ -38,10 +38,14 @@ step embedded/open_clip.safetensors "$python" "$here/embedded/clip.py" \
     --output embedded/open_clip.safetensors $(few --steps 4 --batch 4 --pool 8)
 step embedded/picture.png "$python" "$here/embedded/models.py" --output embedded
 step clips "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output clips $(few --clips 4)
+step red "$python" "$here/embedded/cache.py" --model embedded/text-to-video-synthesis --output red \
+    --colour red --clips 500 $(few --clips 4)
 step degraded "$python" "$here/embedded/cache.py" --model embedded/video-to-video --output degraded \
     $(few --clips 4)
 train text-to-video-1
-train text-to-video-2 text-to-video-synthesis
+train text-to-video-2
+train text-to-video-3
+train text-to-video-4 text-to-video-synthesis
 train i2vgen-xl i2vgen-xl
 train image-to-video image-to-video
 train video-to-video video-to-video

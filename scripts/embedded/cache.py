@@ -27,21 +27,31 @@ def latents(encoders: Encoders, frames: np.ndarray, seed: int) -> torch.Tensor:
         return encoders.latents(pixels, seed)
 
 
+def draw(generator: np.random.Generator, colour: str | None) -> synthetic.Scene:
+    """A scene that may be trained on; of one shape of that colour before a plain camera, if one is given."""
+    if colour is None:
+        return synthetic.draw(generator)
+    choices = [c for c in synthetic.combinations() if c[0] == colour and not synthetic.is_held_out(c)]
+    return synthetic.draw(generator, camera=False, combination=choices[generator.integers(len(choices))])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="a directory with autoencoder and CLIP")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=5000)
+    parser.add_argument("--colour", choices=synthetic.COLOURS, help="one shape of this colour only")
     parser.add_argument("--seed", type=int, default=SEED + 3)
     args = parser.parse_args()
     directory = ModelDirectory.open(args.model, new_unet=True)
     encoders, generator = Encoders(directory), np.random.default_rng(args.seed)
     encoders.autoencoder.to(memory_format=torch.channels_last)
     family = encoders.family
-    writer = CacheWriter(args.output, made_by={"clips": args.clips, "seed": args.seed, "family": family.name})
+    made_by = {"clips": args.clips, "colour": args.colour, "seed": args.seed, "family": family.name}
+    writer = CacheWriter(args.output, made_by=made_by)
     captions = set()
     for number in tqdm(range(args.clips), unit="clip", mininterval=5):
-        scene = synthetic.draw(generator)
+        scene = draw(generator, args.colour)
         frames = synthetic.render(scene, FRAMES, HEIGHT, WIDTH).frames
         clean, source = latents(encoders, frames, number), None
         if family.takes_video:

@@ -25,7 +25,7 @@ UNET = {
     "unet_num_heads": 2,
     "unet_head_dim": 32,
     "unet_res_blocks": 1,
-    "unet_attn_scales": [0.5, 0.25],
+    "unet_attn_scales": [1, 0.5, 0.25],
     "unet_dropout": 0.0,
 }
 FAMILIES = {
