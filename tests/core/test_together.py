@@ -362,8 +362,13 @@ def _fails(layer: torch.nn.Module, kind: type[Exception], text: str, patch: pyte
 
 
 def held() -> int:
-    """Bytes of all tensors that live, without what garbage collection alone would free."""
-    storages = {t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), torch.Tensor)}
+    """Bytes of all tensors that live, without what garbage collection alone would free.
+
+    Tensors without contents, which a compiler or a count leaves, have no address.
+    """
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    tensors = [t for t in gc.get_objects() if type(t) in kinds and t.device.type != "meta"]
+    storages = {t.untyped_storage() for t in tensors}
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
