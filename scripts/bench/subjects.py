@@ -24,6 +24,7 @@ from oracle.videos import stock_model, stock_video
 from PIL import Image
 from torch import Tensor, nn
 
+from modelscope_i2v.allocator import kept_memory
 from modelscope_i2v.devices import DTYPES
 from modelscope_i2v.families import Family
 from modelscope_i2v.generator import VideoGenerator
@@ -131,21 +132,33 @@ class Ours(Subject):
         found = (made.unet, made.autoencoder, made.text_encoder, made.image_encoder)
         return [network for network in found if network is not None]
 
-    @torch.inference_mode()
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """As the generator's own calls do."""
+        with torch.inference_mode(), kept_memory(self.device):
+            yield
+
     def predict(self, latents: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
-        return self.generator.unet(latents, timesteps, **conditions)
+        with self._computing():
+            return self.generator.unet(latents, timesteps, **conditions)
 
-    @torch.inference_mode()
     def conditioned(self, **conditions: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        return torch.inference_mode()(self.generator.unet.conditioned(**conditions))
+        with self._computing():
+            network = self.generator.unet.conditioned(**conditions)
 
-    @torch.inference_mode()
+        def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
+            with self._computing():
+                return network(latents, timesteps)
+
+        return predict
+
     def encode(self, pixels: Tensor) -> Tensor:
-        return self.generator.autoencoder.encode(pixels).mean
+        with self._computing():
+            return self.generator.autoencoder.encode(pixels).mean
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        return self.generator.autoencoder.decode(latents)
+        with self._computing():
+            return self.generator.autoencoder.decode(latents)
 
     def video(self, wish: Wish) -> np.ndarray:
         given: dict[str, Any] = {"text": wish.text} if self.family.reads_text else {}
