@@ -65,6 +65,18 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lays the weights of 2-D convolutions out as channels-last kernels want them; returns the network.
+
+    Otherwise every call would first make such a copy of them.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, FrameConv)):
+            order = torch.channels_last if module.weight.ndim == 4 else torch.channels_last_3d
+            module.weight.data = module.weight.data.contiguous(memory_format=order)
+    return network
+
+
 def float32_names(network: nn.Module) -> set[str]:
     """The parameters that stay fp32 when a network is cast to fp16 or bf16: those of its norms.
 

@@ -63,13 +63,6 @@ def own(network: STUNet) -> STUNet:
     return network
 
 
-def channels_last(network: nn.Module) -> None:
-    """Lays the weights of 2-D convolutions out as their fastest kernels want them."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-
-
 def checkpointed(network: STUNet) -> None:
     """Has the U-Net's stages keep only their input for the backward pass, and compute the rest again."""
     for stage in (*network.input_blocks, network.middle_block, *network.output_blocks):

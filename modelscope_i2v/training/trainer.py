@@ -27,6 +27,7 @@ from ..data.encode import Encoders
 from ..data.folder import Entry
 from ..errors import InputError, NumericalError
 from ..networks.attention import use_kernel
+from ..networks.layers import channels_last
 from ..networks.stunet import STUNet
 from . import state
 from .batches import Batch, Batches
@@ -34,7 +35,7 @@ from .config import TrainConfig
 from .curves import Board, draw
 from .data import open_data
 from .machine import Machine
-from .networks import Average, channels_last, checkpointed, own, started, take_over
+from .networks import Average, checkpointed, own, started, take_over
 from .objective import Noised, Objective, loss
 from .optimizers import optimizers
 from .progress import Progress
