@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 from bench_load import forget  # noqa: E402
-from full_parity import measured, peak_memory_gb, write_report  # noqa: E402
+from full_parity import REPORT, measured, peak_memory_gb  # noqa: E402
+from sections import write_section  # noqa: E402
 
 UNET = "i2vgen_xl_00854500"
 STEPS = [
@@ -91,7 +92,7 @@ def main() -> int:
     text = "\n".join(lines)
     print(f"\n{text}")
     if peak < MEMORY_LIMIT:
-        write_report("conversion", text)
+        write_section(REPORT, "conversion", text)
     return 0 if peak < MEMORY_LIMIT else 1
 
 

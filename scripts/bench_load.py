@@ -22,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
-from full_parity import TASKS, measured, peak_memory_gb, write_report  # noqa: E402
+from full_parity import REPORT, TASKS, measured, peak_memory_gb  # noqa: E402
+from sections import write_section  # noqa: E402
 
 WAYS = {
     "stock": "stock, with shims",
@@ -132,7 +133,7 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if not args.task and good:
-        write_report("loading", text)
+        write_section(REPORT, "loading", text)
     return 0 if good else 1
 
 

@@ -1,6 +1,7 @@
 """Puts a benchmark's table into a README: ``python scripts/bench_table.py RESULT.json README.md``.
 
-It goes between the lines ``<!-- benchmark -->`` and ``<!-- /benchmark -->``, in place of what is there.
+It goes between the lines ``<!-- benchmark: begin -->`` and ``<!-- benchmark: end -->``,
+in place of what is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
-from bench.report import between_marks, summary_table  # noqa: E402
+from bench.report import summary_table  # noqa: E402
+from sections import write_section  # noqa: E402
 
 
 def main() -> int:
@@ -23,11 +25,10 @@ def main() -> int:
     args = parser.parse_args()
     result = json.loads(args.result.read_text(encoding="utf-8"))
     try:
-        text = between_marks(args.readme.read_text(encoding="utf-8"), "benchmark", summary_table(result))
+        write_section(args.readme, "benchmark", summary_table(result))
     except ValueError as error:
-        print(f"{args.readme} has no place for the table. {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
-    args.readme.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from full_parity import measured, peak_memory_gb  # noqa: E402
+from sections import write_section  # noqa: E402
 
 from modelscope_i2v.cascade import Cascade  # noqa: E402
 from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder  # noqa: E402
@@ -126,10 +127,7 @@ def write_report(section: str, lines: list[str]) -> None:
     """Prints a table and puts it between its section's marks."""
     text = "\n".join(lines)
     print(f"\n{text}")
-    begin, end = (f"<!-- {section}: {edge} -->" for edge in ("begin", "end"))
-    before, _, rest = REPORT.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    REPORT.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    write_section(REPORT, section, text)
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from sections import write_section  # noqa: E402
 
 REPORT = ROOT / "docs" / "fidelity.md"
 LIMIT = 1e-5
@@ -327,15 +328,6 @@ def table(rows: list[Row]) -> str:
     return "\n".join([*lines, "", f"{measured()}, CPU, fp32."])
 
 
-def write_report(section: str, text: str) -> None:
-    """Puts a table between its section's marks."""
-    begin, end = (f"<!-- {section}: {edge} -->" for edge in ("begin", "end"))
-    report = REPORT.read_text(encoding="utf-8")
-    before, _, rest = report.partition(begin)
-    _, _, after = rest.partition(end)
-    REPORT.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work-dir", type=Path, help="where files of up to 15 GB go; a temporary folder")
@@ -366,7 +358,7 @@ def main() -> int:
     print(f"\n{text}")
     passed = bool(rows) and all(row.passed for row in rows)
     if passed and not args.only:
-        write_report("full parity", text)
+        write_section(REPORT, "full parity", text)
     return 0 if passed else 1
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from sections import write_section
 
 from modelscope_i2v.families import FAMILIES, TEXT_TO_VIDEO
 from modelscope_i2v.memory_model import MODES, Model, peak
 from modelscope_i2v.options import resolve
 
-BEGIN, END = "<!-- peaks: begin -->", "<!-- peaks: end -->"
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
 
 
 def table() -> str:
@@ -29,12 +30,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    path = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_section(DOCUMENT, "peaks", table())

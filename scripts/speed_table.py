@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from bench.measure import count_evaluation
+from sections import write_section
 from torch import Tensor
 
 from modelscope_i2v.families import FAMILIES, Family
@@ -21,7 +22,7 @@ from modelscope_i2v.sampling.schedules import SCHEDULES
 from modelscope_i2v.sampling.solvers import SOLVERS, Denoiser
 from modelscope_i2v.speed import SPEEDS
 
-BEGIN, END = "<!-- work: begin -->", "<!-- work: end -->"
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "speed.md"
 
 
 def evaluations(family: Family, speed: str) -> int:
@@ -70,12 +71,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    path = Path(__file__).resolve().parent.parent / "docs" / "speed.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_section(DOCUMENT, "work", table())

@@ -229,16 +229,3 @@ def seconds(value: float) -> str:
 
 def _or_nothing(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def between_marks(text: str, name: str, content: str) -> str:
-    """``text`` with ``content`` between its marks ``<!-- name -->`` and ``<!-- /name -->``.
-
-    Raises ValueError if they are not both there once, in that order.
-    """
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"It should hold the lines {begin} and {end} once each, in that order.")
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{content}\n{end}{after}"

@@ -131,15 +131,17 @@ def test_the_plot_is_a_picture(output):
 
 def test_the_table_goes_into_a_readme_and_is_replaced_there(output, result, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("# Title\n\n<!-- benchmark -->\nold\n<!-- /benchmark -->\n\nEnd.\n", encoding="utf-8")
+    readme.write_text(
+        "# Title\n\n<!-- benchmark: begin -->\nold\n<!-- benchmark: end -->\n\nEnd.\n", encoding="utf-8"
+    )
     for _ in range(2):
         done = script("bench_table.py", output / "result.json", readme)
         assert done.returncode == 0, done.stderr
         text = readme.read_text(encoding="utf-8")
     before, table, after = (
-        text.partition("<!-- benchmark -->\n")[0],
-        text.partition("<!-- benchmark -->\n")[2].partition("\n<!-- /benchmark -->")[0],
-        text.partition("<!-- /benchmark -->")[2],
+        text.partition("<!-- benchmark: begin -->\n")[0],
+        text.partition("<!-- benchmark: begin -->\n")[2].partition("\n<!-- benchmark: end -->")[0],
+        text.partition("<!-- benchmark: end -->")[2],
     )
     assert (before, after) == ("# Title\n\n", "\n\nEnd.\n")
     assert "old" not in table
@@ -161,7 +163,7 @@ def test_a_readme_without_a_place_is_left_alone(output, tmp_path):
     readme.write_text("# Title\n", encoding="utf-8")
     done = script("bench_table.py", output / "result.json", readme)
     assert done.returncode == 1
-    assert "<!-- benchmark -->" in done.stderr and str(readme) in done.stderr
+    assert "<!-- benchmark: begin -->" in done.stderr and str(readme) in done.stderr
     assert readme.read_text(encoding="utf-8") == "# Title\n"
 
 

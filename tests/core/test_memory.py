@@ -8,36 +8,18 @@ import threading
 import numpy as np
 import pytest
 import torch
+from small_unet import small_unet
 
 from modelscope_i2v.adapters.branches import Branch, attach, detach
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.errors import Cancelled, InputError
 from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.networks.chunking import chunked
-from modelscope_i2v.networks.config import STUNetConfig
 from modelscope_i2v.networks.layers import cast
-from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.placement import MODES, Placement, stream_blocks, streamed_bytes
 
 CPU = torch.device("cpu")
-SMALL = {
-    "dim": 32,
-    "dim_mult": (1, 2),
-    "res_blocks": 1,
-    "head_dim": 16,
-    "num_heads": 2,
-    "context_dim": 24,
-    "attn_scales": (1.0,),
-}
 MOVING = pytest.mark.parametrize("mode", ["offload", "minimal"])
-
-
-def small(**settings):
-    torch.manual_seed(0)
-    unet = STUNet(STUNetConfig(**{**SMALL, **settings})).eval().requires_grad_(False)
-    for parameter in unet.parameters():  # the last layers of blocks are zero at first in some networks
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    return unet
 
 
 def moving(mode):
@@ -58,7 +40,7 @@ def addresses(unet):
 
 @MOVING
 def test_moving_changes_no_bit_of_any_step(mode):
-    unet = small()
+    unet = small_unet()
     wanted, names = evaluated(unet), list(unet.state_dict())
     with moving(mode).working(unet):
         assert all(torch.equal(evaluated(unet), wanted) for _ in range(3))
@@ -68,7 +50,7 @@ def test_moving_changes_no_bit_of_any_step(mode):
 
 
 def test_two_blocks_at_most_are_on_the_device():
-    unet = small()
+    unet = small_unet()
     blocks = list(stream_blocks(unet))
     layers = [layer for block in blocks for layer in block.modules() if layer._parameters]
     used: dict[int, int] = {}
@@ -92,7 +74,7 @@ def test_two_blocks_at_most_are_on_the_device():
 
 @MOVING
 def test_a_failure_in_the_middle_leaves_all_as_it_was(mode):
-    unet = small()
+    unet = small_unet()
     wanted, placement = evaluated(unet), moving(mode)
     with placement.working(unet):
         pass
@@ -114,7 +96,7 @@ def test_a_failure_in_the_middle_leaves_all_as_it_was(mode):
 
 @MOVING
 def test_loras_move_with_their_layers(mode):
-    unet, placement = small(), moving(mode)
+    unet, placement = small_unet(), moving(mode)
     plain = evaluated(unet)
     with placement.working(unet):
         assert torch.equal(evaluated(unet), plain)
@@ -139,7 +121,7 @@ def test_loras_move_with_their_layers(mode):
 @MOVING
 def test_weights_that_were_cast_meanwhile(mode):
     """As when fp16 overflows, and a video is computed again in fp32."""
-    unet, placement = cast(small(), torch.bfloat16), moving(mode)
+    unet, placement = cast(small_unet(), torch.bfloat16), moving(mode)
     reduced = evaluated(unet)
     wider = evaluated(cast(copy.deepcopy(unet), torch.float32))
     for dtype, wanted in ((torch.bfloat16, reduced), (torch.float32, wider), (torch.bfloat16, reduced)):
@@ -151,7 +133,7 @@ def test_weights_that_were_cast_meanwhile(mode):
 @MOVING
 def test_two_threads_take_turns(mode):
     """Two generators may share a network, as a cascade's do."""
-    unet, found = small(), []
+    unet, found = small_unet(), []
     wanted = evaluated(unet)
 
     def work():
@@ -169,7 +151,7 @@ def test_two_threads_take_turns(mode):
 @pytest.mark.parametrize("tokens", [9, 100, 10_000])
 @pytest.mark.parametrize("extra_rows", [False, True])
 def test_parts_give_what_the_whole_gives(tokens, extra_rows):
-    unet = small(extra_rows=extra_rows)
+    unet = small_unet(extra_rows=extra_rows)
     given = {"batch": 2, "height": 10 if extra_rows else 8, "width": 12}
     for loop in (False, True):
         wanted = evaluated(unet, **given, loop=loop)
@@ -179,7 +161,7 @@ def test_parts_give_what_the_whole_gives(tokens, extra_rows):
 
 
 def test_parts_see_a_part_only():
-    unet, seen = small(), []
+    unet, seen = small_unet(), []
     block = unet.output_blocks[-1][-2].transformer_blocks[0].ff.net[0]
     block.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel()))
     with chunked(unet, 40):

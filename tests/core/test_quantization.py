@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from oracle.compare import relative_rms
+from small_unet import small_unet
 
 from modelscope_i2v import memory_model
 from modelscope_i2v.adapters.branches import Branch, attach, detach
@@ -16,30 +17,12 @@ from modelscope_i2v.evaluation.metrics import psnr
 from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.networks.compilation import compile_blocks
-from modelscope_i2v.networks.config import STUNetConfig
 from modelscope_i2v.networks.layers import Linear, cast
 from modelscope_i2v.networks.quantization import quantize, stored
-from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.placement import Placement
 
 TASK = "text-to-video-synthesis"
 QUICK = {"num_inference_steps": 4, "num_frames": 4, "height": 64, "width": 64, "seed": 1, "progress": False}
-
-
-def network(dtype=torch.float32):
-    torch.manual_seed(0)
-    sizes = {
-        "dim": 32,
-        "dim_mult": (1, 2),
-        "res_blocks": 1,
-        "head_dim": 16,
-        "num_heads": 2,
-        "context_dim": 24,
-    }
-    unet = STUNet(STUNetConfig(**sizes, attn_scales=(1.0,))).eval().requires_grad_(False)
-    for parameter in unet.parameters():  # the last layers of blocks are zero at first in some networks
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    return cast(unet, dtype)
 
 
 @torch.inference_mode()
@@ -56,7 +39,7 @@ def size(tensors):
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 0.02), (torch.bfloat16, 0.04)])
 def test_weights_are_smaller_and_the_output_is_close(dtype, most):
-    unet = network(dtype)
+    unet = cast(small_unet(), dtype)
     plain, names = evaluated(unet), list(unet.state_dict())
     linear = [layer for layer in unet.modules() if isinstance(layer, Linear)]
     before, whole = size(layer.weight for layer in linear), size(unet.parameters())
@@ -69,7 +52,7 @@ def test_weights_are_smaller_and_the_output_is_close(dtype, most):
 
 
 def test_a_network_is_cast_and_cast_back():
-    unet = quantize(network(torch.bfloat16), "int8")
+    unet = quantize(cast(small_unet(), torch.bfloat16), "int8")
     short = evaluated(unet)
     wide = evaluated(cast(unet, torch.float32))
     assert unet.time_embed[0].weight.dtype == torch.float32
@@ -79,7 +62,7 @@ def test_a_network_is_cast_and_cast_back():
 
 @pytest.mark.parametrize("mode", ["offload", "minimal"])
 def test_quantised_weights_move_with_the_rest(mode):
-    unet = quantize(network(), "int8")
+    unet = quantize(small_unet(), "int8")
     wanted, home = evaluated(unet), [tensor.data_ptr() for tensor in stored(unet.parameters())]
     placement = Placement(torch.device("cpu"), mode, moves=True)
     layer = unet.middle_block[1].proj_in
@@ -93,7 +76,7 @@ def test_quantised_weights_move_with_the_rest(mode):
 
 
 def test_a_lora_goes_beside_quantised_layers():
-    unet = quantize(network(), "int8")
+    unet = quantize(small_unet(), "int8")
     plain, layer = evaluated(unet), unet.middle_block[1].proj_in
     attach(layer, Branch("one", torch.randn(4, 64), torch.randn(64, 4), 1.0, 1.0))
     assert relative_rms(evaluated(unet), plain) > 1e-3
@@ -102,7 +85,7 @@ def test_a_lora_goes_beside_quantised_layers():
 
 
 def test_quantised_layers_compile():
-    unet, graphs = quantize(network(), "int8"), []
+    unet, graphs = quantize(small_unet(), "int8"), []
     wanted = evaluated(unet)
     compile_blocks(unet.middle_block[1], lambda graph, inputs: graphs.append(graph) or graph.forward)
     assert torch.equal(evaluated(unet), wanted) and len(graphs) == 1

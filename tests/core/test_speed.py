@@ -180,14 +180,16 @@ def test_exact_is_the_plain_solver_to_the_bit(generators, family):
 
 
 @EVERY_FAMILY
-def test_speeds_change_a_video_less_than_another_seed_does(generators, family):
+def test_speeds_change_a_video_a_little(generators, family):
+    """In the models' own size: what they make of smaller videos is chance."""
     generator = generators[family.name]
-    exact = latents_of(generator, num_inference_steps=None)
-    other = latents_of(generator, num_inference_steps=None, seed=2)
+    own = {"num_inference_steps": None, "num_frames": 8, "height": 96, "width": 96}
+    exact = latents_of(generator, **own)
+    other = latents_of(generator, **own | {"seed": 2})
     for speed in ("fast", "turbo"):
-        near = latents_of(generator, num_inference_steps=None, speed=speed)
+        near = latents_of(generator, **own, speed=speed)
         assert not torch.equal(near, exact)
-        assert (near - exact).square().mean() < (other - exact).square().mean()
+        assert (near - exact).square().mean() < 0.5 * (other - exact).square().mean()
 
 
 @EVERY_FAMILY

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_unet import SMALL, small_unet
 
 from modelscope_i2v import allocator, memory_model
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.errors import Cancelled, OutOfMemoryError
 from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.networks.chunking import chunked
-from modelscope_i2v.networks.config import STUNetConfig
-from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.placement import Placement, send
 
 CPU = torch.device("cpu")
@@ -223,11 +222,6 @@ def test_the_mode_changes_between_calls_only(generator, mode):
     assert placement.mode == "minimal"
 
 
-SMALL = STUNetConfig(
-    dim=32, dim_mult=(1, 2), res_blocks=1, head_dim=16, num_heads=2, context_dim=24, attn_scales=(1.0,)
-)
-
-
 def test_memory_is_counted_from_two_threads():
     def count(chunk: int | None) -> int:
         count = memory_model.denoising.__wrapped__  # not what was kept of the last time
@@ -240,10 +234,7 @@ def test_memory_is_counted_from_two_threads():
 
 
 def test_parts_within_parts_keep_the_outer_ones():
-    torch.manual_seed(0)
-    unet = STUNet(SMALL).eval().requires_grad_(False)
-    for parameter in unet.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
+    unet = small_unet()
     latents, text = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 24)
 
     def evaluated() -> torch.Tensor:
