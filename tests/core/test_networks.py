@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle.compare import relative_rms
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelscope_i2v.allocator import kept_memory
 from modelscope_i2v.errors import InputError
@@ -20,7 +21,7 @@ from modelscope_i2v.networks.attention import Attention, use_kernel
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.blocks import FeedForward, SpatialTransformer
 from modelscope_i2v.networks.config import AutoencoderConfig, STUNetConfig
-from modelscope_i2v.networks.layers import cast, float32_names, sinusoidal_embedding
+from modelscope_i2v.networks.layers import Linear, cast, float32_names, linear, sinusoidal_embedding
 from modelscope_i2v.networks.stunet import STUNet
 
 SMALL = {
@@ -46,6 +47,46 @@ def test_full_size_networks_have_the_hubs_sizes(task, parameters):
         network = STUNet(FAMILIES[task].unet)
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(parameters, rel=0.02)
     assert len(network.state_dict()) == {"image-to-video": 1488, "i2vgen-xl": 1509}.get(task, 1480)
+
+
+class Called(TorchDispatchMode):
+    """The names of the operations that run within it."""
+
+    def __enter__(self):
+        self.names = set()
+        return super().__enter__()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.add(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+ONEDNN = "mkldnn._linear_pointwise.default"
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24), (24,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_in_fp32_are_onednns_and_compute_what_pytorchs_do(shape, bias):
+    layer, x = Linear(24, 7, bias=bias).requires_grad_(False), torch.randn(shape)
+    with Called() as called:
+        result = layer(x)
+    assert (ONEDNN in called.names) == torch.backends.mkldnn.is_available()
+    torch.testing.assert_close(result, torch.nn.functional.linear(x, layer.weight, layer.bias))
+    across = torch.randn(24, 9).T  # another order in memory
+    torch.testing.assert_close(layer(across), torch.nn.functional.linear(across, layer.weight, layer.bias))
+
+
+def test_linear_layers_keep_gradients_autocast_and_types():
+    layer, x = Linear(24, 7), torch.randn(5, 24)
+    layer(x).square().sum().backward()
+    assert layer.weight.grad.abs().max() > 0
+    y = x.clone().requires_grad_()
+    linear(y, layer.weight.detach(), None).sum().backward()
+    torch.testing.assert_close(y.grad, layer.weight.detach().sum(0).expand(5, 24))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer.bfloat16()(x).dtype == torch.bfloat16
+    assert linear(x.to("meta"), torch.empty(7, 24, device="meta"), None).shape == (5, 7)
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.booleans())
