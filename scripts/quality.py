@@ -111,7 +111,9 @@ def solvers(study: Study, names: Sequence[str], steps: Sequence[int], long: int)
 
 def speeds(study: Study, steps: int | None, long: int) -> list[dict[str, Any]]:
     """Every value of the option ``speed``, each with its share of ``steps`` (default: of the model's)."""
-    end = study.make(f"ddim {long}", scheduler="ddim", num_inference_steps=long)
+    ends = {}
+    if long:
+        ends["PSNR to long run"] = study.make(f"ddim {long}", scheduler="ddim", num_inference_steps=long)
     rows: list[dict[str, Any]] = []
     for name, speed in SPEEDS.items():
         count = None if steps is None else max(round(speed.steps * steps), 1)
@@ -124,7 +126,7 @@ def speeds(study: Study, steps: int | None, long: int) -> list[dict[str, Any]]:
             row["points lost"] = f"{lost.value:.1f} ({lost.low:.1f} … {lost.high:.1f})"
             row["PSNR to exact"] = compared(made, exact=exact)["exact"]
             row["times as fast"] = exact["seconds"] / made["seconds"]
-        rows.append({**row, **compared(made, **{"PSNR to long run": end})})
+        rows.append({**row, **compared(made, **ends)})
     return rows
 
 
@@ -199,7 +201,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--solvers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))
     parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
-    parser.add_argument("--long", type=int, default=200, help="steps of the long run")
+    parser.add_argument("--long", type=int, default=200, help="steps of the long run; 0: speeds without it")
     parser.add_argument("--own-steps", type=int, help="steps of the other parts (default: the model's)")
     parser.add_argument(
         "--dtypes",
@@ -210,6 +212,8 @@ def main() -> None:
     known = ["solvers", "speeds", "precisions", "rescales"]
     parser.add_argument("--parts", nargs="+", choices=known, default=known)
     args = parser.parse_args()
+    if "solvers" in args.parts and args.long < 1:
+        parser.error("The part solvers compares with a long run: --long should be 1 or more.")
     args.output.mkdir(parents=True, exist_ok=True)
     model = model_directory(args.model) if args.model in FAMILIES else fetch(args.model)
     study = Study(model, args.clips, args.seed, args.batch_size, args.device)

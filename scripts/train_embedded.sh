@@ -38,7 +38,7 @@ step embedded/open_clip.safetensors "$python" "$here/embedded/clip.py" \
     --output embedded/open_clip.safetensors $(few --steps 4 --batch 4 --pool 8)
 step embedded/picture.png "$python" "$here/embedded/models.py" --output embedded
 step clips "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output clips $(few --clips 4)
-step red "$python" "$here/embedded/cache.py" --model embedded/text-to-video-synthesis --output red \
+step red "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output red \
     --colour red --clips 500 $(few --clips 4)
 step degraded "$python" "$here/embedded/cache.py" --model embedded/video-to-video --output degraded \
     $(few --clips 4)
@@ -47,7 +47,9 @@ train text-to-video-2
 train text-to-video-3
 train text-to-video-4 text-to-video-synthesis
 train i2vgen-xl i2vgen-xl
-train image-to-video image-to-video
+train image-to-video-1
+train image-to-video-2
+train image-to-video-3 image-to-video
 train video-to-video video-to-video
 for family in text-to-video-synthesis image-to-video i2vgen-xl video-to-video; do
     step "evaluation/$family/report.json" "$python" -m modelscope_i2v evaluate "embedded/$family" \

@@ -1,0 +1,47 @@
+"""The script behind the comparisons of solvers, speeds and types."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "quality.py"
+
+
+def quality(output, *options):
+    command = [
+        sys.executable,
+        SCRIPT,
+        "text-to-video-synthesis",
+        "--output",
+        output,
+        "--clips",
+        "1",
+        *options,
+    ]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def test_writes_what_it_measured(tmp_path):
+    done = quality(
+        tmp_path,
+        *("--parts", "solvers", "speeds", "precisions", "rescales", "--solvers", "unipc", "--steps", "2"),
+        *("--long", "3", "--own-steps", "4", "--dtypes", "bf16"),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "quality.json").read_text())
+    assert [row["speed"] for row in result["speeds"]] == ["exact", "fast", "turbo"]
+    assert "points lost" in result["speeds"][1] and 10 < result["speeds"][1]["PSNR to exact"] < 60
+    assert [(row["solver"], row["steps"]) for row in result["solvers"]] == [("ddim", 3), ("unipc", 2)]
+    assert 25 < result["precisions"][1]["PSNR to fp32"] < 70
+    assert len({row["contrast"] for row in result["rescales"]}) == len(result["rescales"]) == 4
+    assert "| solver | steps |" in (tmp_path / "quality.md").read_text()
+    assert (tmp_path / "quality.png").stat().st_size > 10_000
+
+
+def test_solvers_need_a_long_run(tmp_path):
+    done = quality(tmp_path / "none", "--long", "0")
+    assert done.returncode == 2 and "--long should be 1 or more" in done.stderr
+    assert not (tmp_path / "none").exists()
