@@ -30,8 +30,8 @@ UNET = {
 }
 FAMILIES = {
     # Near pure noise, ε has to be right to a fifteenth for a picture to come out; a small network learns v.
-    "text-to-video-synthesis": {"mean_type": "v", "num_inference_steps": 20, "guidance_scale": 4.0},
-    "image-to-video": {"num_inference_steps": 20, "guidance_scale": 2.0, "target_fps": FPS},
+    "text-to-video-synthesis": {"mean_type": "v", "num_inference_steps": 20, "guidance_scale": 3.0},
+    "image-to-video": {"num_inference_steps": 20, "guidance_scale": 3.0, "target_fps": FPS},
     "i2vgen-xl": {
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
