@@ -1,6 +1,6 @@
-"""Puts a benchmark's table into a README: ``python scripts/bench_table.py RESULT.json README.md``.
+"""Puts benchmarks' tables into a README: ``python scripts/bench_table.py RESULT.json … README.md``.
 
-It goes between the lines ``<!-- benchmark: begin -->`` and ``<!-- benchmark: end -->``,
+They go between the lines ``<!-- benchmark: begin -->`` and ``<!-- benchmark: end -->``,
 in place of what is there.
 """
 
@@ -20,12 +20,12 @@ from sections import write_section  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path, help="a result.json of scripts/bench.py")
+    parser.add_argument("results", type=Path, nargs="+", help="a result.json of scripts/bench.py")
     parser.add_argument("readme", type=Path)
     args = parser.parse_args()
-    result = json.loads(args.result.read_text(encoding="utf-8"))
+    results = [json.loads(result.read_text(encoding="utf-8")) for result in args.results]
     try:
-        write_section(args.readme, "benchmark", summary_table(result))
+        write_section(args.readme, "benchmark", "\n\n".join(summary_table(result) for result in results))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

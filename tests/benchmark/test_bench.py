@@ -156,6 +156,8 @@ def test_the_table_goes_into_a_readme_and_is_replaced_there(output, result, tmp_
         if (row["family"], row["what"], row["mode"]) == ("text-to-video-synthesis", "step", "bf16")
     )
     assert f"({row['speeds']['stock']:.2f}×, {row['speeds']['diffusers']:.2f}×)" in step
+    assert script("bench_table.py", *[output / "result.json"] * 2, readme).returncode == 0
+    assert f"begin -->\n{table}\n\n{table}\n<!--" in readme.read_text(encoding="utf-8")
 
 
 def test_a_readme_without_a_place_is_left_alone(output, tmp_path):
