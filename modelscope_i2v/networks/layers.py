@@ -2,7 +2,7 @@
 
 A network whose weights were cast to fp16 or bf16 computes as under PyTorch's autocast: layers with
 matrix work cast their input to their weight's type, norms and activations compute in fp32. In fp32
-every cast below is a no-op and the layers are PyTorch's own.
+every cast below is a no-op and the layers compute what PyTorch's own do.
 """
 
 from __future__ import annotations
