@@ -12,7 +12,7 @@ from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from .conditioning.clip import ImageEncoder, TextEncoder
 from .devices import encoder_dtype, out_of_memory_told
 from .networks.autoencoder import AutoencoderKL
-from .networks.layers import channels_last, float32_names
+from .networks.layers import float32_names, layouts
 from .networks.stunet import STUNet
 from .progress import bar
 
@@ -64,8 +64,7 @@ def load_networks(
                 device=home,
                 keep_float32=float32_names(network),
                 ignore=(*unused, *getattr(network, "unused", ())),
+                layouts=layouts(network),
             )
-            if name == "unet":
-                channels_last(network)
             loading.update()
     return networks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .kinds import identify
+from .mapped import Scratch
 from .tensors import TensorFile, select
 
 AUTOENCODER_UNUSED = ("loss.", "model_ema.")
@@ -18,6 +20,9 @@ AUTOENCODER_UNUSED = ("loss.", "model_ema.")
 
 CLIP_UNUSED = ("attn_mask", "logit_bias")
 """What OpenCLIP files of some versions hold, and the installed version does not know of."""
+
+_READERS = 4
+"""Threads that read a file: one waits for the disk while others cast."""
 
 _SHOWN = 4
 
@@ -67,12 +72,13 @@ def load_module(
     device: torch.device | str = "cpu",
     keep_float32: Collection[str] = (),
     ignore: Collection[str] = (),
+    layouts: Mapping[str, torch.memory_format] | None = None,
 ) -> nn.Module:
     """Puts a file's tensors into a module that was built on the ``meta`` device.
 
     Nothing is initialised first, and each tensor is cast once, where it will live. On the CPU,
-    tensors that have the right type already are not copied: the module's parameters then are the
-    mapped file.
+    tensors that have the right type and layout already are not copied: the module's parameters then are
+    the mapped file. Others are read by several threads.
 
     Args:
         module: changed in place, then in evaluation mode and without gradients.
@@ -80,6 +86,7 @@ def load_module(
         source: what errors call the tensors; the file's path by default.
         dtype: of all floating-point tensors but those whose keys are in ``keep_float32``.
         ignore: keys, or prefixes that end in a dot, that may be there and are not used.
+        layouts: by key, of tensors that are not to lie in memory as their file has them.
 
     Returns:
         The module.
@@ -95,20 +102,28 @@ def load_module(
     if problems:
         raise CheckpointError(explain(problems, named, source or (file.path if file else "this file")))
 
-    device = torch.device(device)
-    module.requires_grad_(False)
-    placed = {}
-    for key in expected:
+    device = torch.empty(0, device=device).device  # of a GPU also its number, which threads do not share
+    layouts, scratch = layouts or {}, Scratch()
+
+    def placed(key: str) -> Tensor:
         tensor = given[key]
         wanted = tensor.dtype
         if tensor.is_floating_point():
             wanted = torch.float32 if key in keep_float32 else dtype
-        # Casting after the transfer leaves the work to the faster side; MPS has no float64.
-        first = wanted if device.type == "cpu" or tensor.dtype == torch.float64 else tensor.dtype
-        placed[key] = tensor.to(first).to(device).to(wanted)
-        if file is not None and placed[key] is not tensor:
-            file.release(tensor)
-    module.load_state_dict(placed, assign=True)
+        layout = layouts.get(key, torch.contiguous_format)
+        if (tensor.device, tensor.dtype) == (device, wanted) and tensor.is_contiguous(memory_format=layout):
+            return tensor
+        if file is not None:
+            tensor = file.read(tensor, scratch)
+        if tensor.dtype == torch.float64:  # MPS has none
+            tensor = tensor.to(wanted)
+        # Casting after the transfer leaves the work to the faster side.
+        return tensor.to(device).to(wanted, memory_format=layout)
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        state = dict(zip(expected, readers.map(placed, expected)))
+    module.requires_grad_(False)
+    module.load_state_dict(state, assign=True)
     return module.eval()
 
 

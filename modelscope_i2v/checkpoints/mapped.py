@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import mmap
+import os
+import threading
+import weakref
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+
+class Scratch(threading.local):
+    """Memory that each thread takes again and again, for memory that is new has to be cleared first."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(self, count: int) -> Tensor:
+        """``count`` bytes [count], uint8, which are what this thread was given before."""
+        if len(self._memory) < count:
+            self._memory = torch.empty(count, dtype=torch.uint8)
+        return self._memory[:count]
 
 
 class MappedFile:
@@ -17,13 +33,25 @@ class MappedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._file = self._open(path)
+        self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
+        self._scattered = self._open(path)
+        if hasattr(os, "posix_fadvise"):  # or each look at a few bytes would read ahead
+            os.posix_fadvise(self._scattered, 0, 0, os.POSIX_FADV_RANDOM)
         self.size = len(self._map)
         self._address = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
 
+    def _open(self, path: Path) -> int:
+        """A descriptor of the file that is closed with this object."""
+        file = path.open("rb", buffering=0)
+        weakref.finalize(self, file.close)
+        return file.fileno()
+
     def __getitem__(self, span: slice) -> bytes:
-        return self._map[span]
+        """Bytes from ``span.start`` up to ``span.stop`` or the end of the file."""
+        if not hasattr(os, "pread"):  # Windows
+            return self._map[span]
+        return os.pread(self._scattered, span.stop - span.start, span.start)
 
     def tensor(self, dtype: torch.dtype, offset: int, count: int) -> Tensor:
         """``count`` numbers from byte ``offset`` on, as a flat tensor that shares the mapping.
@@ -39,6 +67,23 @@ class MappedFile:
         if offset % dtype.itemsize == 0:
             return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset)
         return torch.frombuffer(self._map, dtype=torch.uint8, count=length, offset=offset).clone().view(dtype)
+
+    def read(self, tensor: Tensor, scratch: Scratch) -> Tensor:
+        """One of the tensors in memory, where it stays until its thread reads the next.
+
+        Reading a tensor takes half the time of touching its pages in the mapping.
+        """
+        start = tensor.data_ptr() - self._address
+        if not hasattr(os, "preadv") or not tensor.is_contiguous() or not 0 <= start < self.size:
+            return tensor
+        memory = scratch(tensor.nbytes)
+        rest = memoryview(memory.numpy())
+        while rest:
+            count = os.preadv(self._file, [rest], start)
+            if count == 0:
+                raise EOFError(f"the file was cut at byte {start} while it was read")
+            start, rest = start + count, rest[count:]
+        return memory.view(tensor.dtype).view(tensor.shape)
 
     def release(self, tensor: Tensor) -> None:
         """Lets the pages under ``tensor`` go, once it has been copied elsewhere.

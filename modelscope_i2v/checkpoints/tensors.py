@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .mapped import MappedFile
+from .mapped import MappedFile, Scratch
 from .pickles import ForbiddenName, Storage, View, load_inert
 
 SUFFIXES = (".safetensors", ".pth", ".bin", ".ckpt", ".pt")
@@ -54,6 +54,18 @@ class TensorFile:
     format: str
     """``safetensors``, ``torch`` or ``torch (before 1.6)``."""
     _mapped: tuple[MappedFile, ...] = field(repr=False)
+
+    def read(self, tensor: Tensor, scratch: Scratch) -> Tensor:
+        """One of the tensors in memory, where it stays until its thread reads the next.
+
+        Raises CheckpointError where the file cannot be read any more.
+        """
+        try:
+            for mapped in self._mapped:
+                tensor = mapped.read(tensor, scratch)
+        except (EOFError, OSError) as error:
+            raise CheckpointError(f"{self.path} changed or went away while it was read: {error}.") from error
+        return tensor
 
     def release(self, tensor: Tensor) -> None:
         """Lets the memory under one of the tensors go, once it has been copied elsewhere."""

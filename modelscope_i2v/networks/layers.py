@@ -105,15 +105,23 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
-def channels_last(network: nn.Module) -> nn.Module:
-    """Lays the weights of 2-D convolutions out as channels-last kernels want them; returns the network.
+def layouts(network: nn.Module) -> dict[str, torch.memory_format]:
+    """How the weights of 2-D convolutions best lie in memory, by their names in the state dict.
 
-    Otherwise every call would first make such a copy of them.
+    Laid out otherwise, every call would first make such a copy of them.
     """
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, FrameConv)):
-            order = torch.channels_last if module.weight.ndim == 4 else torch.channels_last_3d
-            module.weight.data = module.weight.data.contiguous(memory_format=order)
+    return {
+        f"{name}.weight": torch.channels_last if module.weight.ndim == 4 else torch.channels_last_3d
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Conv2d, FrameConv))
+    }
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lays a network's weights out in place as :func:`layouts` has them; returns it."""
+    for name, layout in layouts(network).items():
+        weight = network.get_parameter(name)
+        weight.data = weight.data.contiguous(memory_format=layout)
     return network
 
 

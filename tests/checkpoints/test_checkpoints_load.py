@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_files import Little, little_state, on_meta
+from safetensors.torch import save_file
 
 from modelscope_i2v.checkpoints.load import load_module
 from modelscope_i2v.checkpoints.tensors import read_tensors
 from modelscope_i2v.errors import CheckpointError
+from modelscope_i2v.networks.layers import Conv2d, FrameConv, Linear, layouts
+
+
+class Convolutions(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spatial = Conv2d(5, 6, 3)
+        self.temporal = FrameConv(6, 7, (3, 1, 1))
+        self.linear = Linear(7, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -44,6 +55,40 @@ def test_tensors_of_the_right_type_are_not_copied(tmp_path: Path) -> None:
     assert module.first.weight.data_ptr() == file.tensors["first.weight"].data_ptr()
     half = load_module(on_meta(), file, dtype=torch.float16)
     assert torch.equal(half.first.weight, file.tensors["first.weight"].half())
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_weights_lie_as_their_layers_want_them(tmp_path: Path, stored: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        right = Convolutions().requires_grad_(False)
+    torch.save({key: tensor.to(stored) for key, tensor in right.state_dict().items()}, tmp_path / "a.pth")
+    with torch.device("meta"):
+        network = Convolutions()
+    load_module(network, read_tensors(tmp_path / "a.pth"), layouts=layouts(network))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, right.state_dict()[name].to(stored).float()), name
+    assert network.spatial.weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.temporal.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert network.linear.weight.is_contiguous()
+
+
+def test_many_tensors_by_several_threads_are_each_their_own(tmp_path: Path) -> None:
+    layers = {str(i): torch.full((40 + i, 7), float(i), dtype=torch.float64) for i in range(200)}
+    save_file(layers, tmp_path / "a.safetensors")
+    network = torch.nn.ParameterDict({key: torch.empty_like(tensor) for key, tensor in layers.items()})
+    load_module(network.to("meta"), read_tensors(tmp_path / "a.safetensors"))
+    for key, tensor in network.items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor.double(), layers[key]), key
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(little_state(), path)
+    file = read_tensors(path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors changed or went away"):
+        load_module(on_meta(), file, dtype=torch.float16)
 
 
 def test_the_module_outlives_the_file_object(tmp_path: Path) -> None:
