@@ -56,6 +56,8 @@ def load_networks(
             part = "clip" if name in towers else name
             with torch.device("meta"):
                 network = kinds[name](getattr(model, part))
+            # On a GPU, group norms of the autoencoder's large frames would copy them for it.
+            laid_out = name == "unet" or device.type == "cpu"
             unused = {"clip": CLIP_UNUSED, "autoencoder": AUTOENCODER_UNUSED}.get(part, ())
             networks[name] = load_module(
                 network,
@@ -64,7 +66,7 @@ def load_networks(
                 device=home,
                 keep_float32=float32_names(network),
                 ignore=(*unused, *getattr(network, "unused", ())),
-                layouts=layouts(network),
+                layouts=layouts(network) if laid_out else None,
             )
             loading.update()
     return networks

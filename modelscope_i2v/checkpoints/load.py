@@ -118,10 +118,16 @@ def load_module(
         if tensor.dtype == torch.float64:  # MPS has none
             tensor = tensor.to(wanted)
         # Casting after the transfer leaves the work to the faster side.
-        return tensor.to(device).to(wanted, memory_format=layout)
+        copy = tensor.to(device).to(wanted, memory_format=layout)
+        if file is not None:
+            file.release(given[key])
+        return copy
 
-    with ThreadPoolExecutor(_READERS) as readers:
+    several = device.type in ("cpu", "cuda")  # MPS takes one thread at a time
+    with ThreadPoolExecutor(_READERS if several else 1) as readers:
         state = dict(zip(expected, readers.map(placed, expected)))
+    if device.type == "cuda":  # the threads' streams are not the caller's
+        torch.cuda.synchronize(device)
     module.requires_grad_(False)
     module.load_state_dict(state, assign=True)
     return module.eval()

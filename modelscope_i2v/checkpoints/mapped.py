@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -33,25 +34,27 @@ class MappedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = self._open(path)
+        file = path.open("rb", buffering=0)
+        weakref.finalize(self, file.close)
+        self._file = file.fileno()
         self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
-        self._scattered = self._open(path)
-        if hasattr(os, "posix_fadvise"):  # or each look at a few bytes would read ahead
-            os.posix_fadvise(self._scattered, 0, 0, os.POSIX_FADV_RANDOM)
+        self._announce("RANDOM")  # or each look at a few bytes would read ahead
         self.size = len(self._map)
         self._address = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
 
-    def _open(self, path: Path) -> int:
-        """A descriptor of the file that is closed with this object."""
-        file = path.open("rb", buffering=0)
-        weakref.finalize(self, file.close)
-        return file.fileno()
+    def _announce(self, order: str) -> None:
+        """Tells the system, where it listens, in which order the file will be read."""
+        with contextlib.suppress(AttributeError, OSError):
+            os.posix_fadvise(self._file, 0, 0, getattr(os, f"POSIX_FADV_{order}"))
 
     def __getitem__(self, span: slice) -> bytes:
         """Bytes from ``span.start`` up to ``span.stop`` or the end of the file."""
         if not hasattr(os, "pread"):  # Windows
             return self._map[span]
-        return os.pread(self._scattered, span.stop - span.start, span.start)
+        found = b""
+        while part := os.pread(self._file, span.stop - span.start - len(found), span.start + len(found)):
+            found += part
+        return found
 
     def tensor(self, dtype: torch.dtype, offset: int, count: int) -> Tensor:
         """``count`` numbers from byte ``offset`` on, as a flat tensor that shares the mapping.
@@ -69,13 +72,14 @@ class MappedFile:
         return torch.frombuffer(self._map, dtype=torch.uint8, count=length, offset=offset).clone().view(dtype)
 
     def read(self, tensor: Tensor, scratch: Scratch) -> Tensor:
-        """One of the tensors in memory, where it stays until its thread reads the next.
+        """One of the tensors as the file has it, in memory where it stays until its thread reads the next.
 
         Reading a tensor takes half the time of touching its pages in the mapping.
         """
         start = tensor.data_ptr() - self._address
         if not hasattr(os, "preadv") or not tensor.is_contiguous() or not 0 <= start < self.size:
             return tensor
+        self._announce("NORMAL")
         memory = scratch(tensor.nbytes)
         rest = memoryview(memory.numpy())
         while rest:

@@ -98,10 +98,9 @@ def read_tensors(path: str | Path) -> TensorFile:
         raise CheckpointError(f"{path} is empty (0 bytes): download it again.")
     try:
         mapped = MappedFile(path)
+        name, read = _reader(path, mapped)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-
-    name, read = _reader(path, mapped)
     try:
         tensors, step = read(path, mapped)
     except CheckpointError:
@@ -111,6 +110,8 @@ def read_tensors(path: str | Path) -> TensorFile:
             f"{path} names {error}, which a weights file has no use for: it may be an attempt to run code, "
             "and none of it was run. Get the file from a source that you trust, best as .safetensors."
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except (EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path} is truncated or damaged ({str(error).lower() or 'it ends early'}; it has "
