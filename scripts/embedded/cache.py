@@ -27,25 +27,23 @@ def latents(encoders: Encoders, frames: np.ndarray, seed: int) -> torch.Tensor:
         return encoders.latents(pixels, seed)
 
 
-def draw(generator: np.random.Generator, colour: str | None, balanced: bool) -> synthetic.Scene:
-    """A scene that may be trained on.
+def draw(generator: np.random.Generator, colour: str | None) -> synthetic.Scene:
+    """A scene that may be trained on; of one shape of that colour before a plain camera, if one is given.
 
-    Args:
-        colour: of one shape of this colour before a plain camera.
-        balanced: a quarter turns, which is drawn seldom otherwise, and cannot be shown backwards; fewer have
-            two shapes.
+    A quarter turns, of which :func:`synthetic.draw` draws few, and which cannot be shown backwards.
     """
     trained = [c for c in synthetic.combinations() if not synthetic.is_held_out(c)]
+    kind = generator.random()
     if colour is not None:
         choices = [c for c in trained if c[0] == colour]
-    elif balanced and (kind := generator.random()) < 0.25:
+    elif kind < 0.25:
         choices = [c for c in trained if c[2] == "turns"]
-    elif balanced and kind < 0.70:
+    elif kind < 0.70:
         choices = trained
-    elif balanced:
-        return synthetic.draw(generator, shapes=1 + int(kind < 0.85), camera=kind >= 0.85)
+    elif kind < 0.85:
+        return synthetic.draw(generator, shapes=2)
     else:
-        return synthetic.draw(generator)
+        return synthetic.draw(generator, camera=True)
     return synthetic.draw(generator, camera=False, combination=choices[generator.integers(len(choices))])
 
 
@@ -53,21 +51,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="a directory with autoencoder and CLIP")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=5000)
+    parser.add_argument("--clips", type=int, default=5200)
     parser.add_argument("--colour", choices=synthetic.COLOURS, help="one shape of this colour only")
-    parser.add_argument("--balanced", action="store_true", help="a quarter turns")
     parser.add_argument("--seed", type=int, default=SEED + 3)
     args = parser.parse_args()
     directory = ModelDirectory.open(args.model, new_unet=True)
     encoders, generator = Encoders(directory), np.random.default_rng(args.seed)
     encoders.autoencoder.to(memory_format=torch.channels_last)
     family = encoders.family
-    kind = {"colour": args.colour, "balanced": args.balanced}
-    made_by = {"clips": args.clips, **kind, "seed": args.seed, "family": family.name}
+    made_by = {"clips": args.clips, "colour": args.colour, "seed": args.seed, "family": family.name}
     writer = CacheWriter(args.output, made_by=made_by)
     captions = set()
     for number in tqdm(range(args.clips), unit="clip", mininterval=5):
-        scene = draw(generator, args.colour, args.balanced)
+        scene = draw(generator, args.colour)
         frames = synthetic.render(scene, FRAMES, HEIGHT, WIDTH).frames
         clean, source = latents(encoders, frames, number), None
         if family.takes_video:
