@@ -22,6 +22,7 @@ from modelscope_i2v.errors import (
 from modelscope_i2v.families import FAMILIES, LATENT_SCALE
 from modelscope_i2v.generator import Job, VideoGenerator
 from modelscope_i2v.media.write import write_video
+from modelscope_i2v.networks.layers import layouts
 from modelscope_i2v.options import resolve
 from modelscope_i2v.samples import picture_frame
 from modelscope_i2v.sampling.noise import NoiseSource
@@ -402,3 +403,12 @@ def test_frames_in_memory_are_a_video_too(generators, inputs):
     for wrong in ([], np.zeros((2, 8, 8)), torch.zeros(2, 4, 8, 8), "x"):
         with pytest.raises(InputError, match="frames must be uint8"):
             frames_of(stage, {"frames": wrong})
+
+
+def test_convolutions_lie_as_their_kernels_want_them() -> None:
+    generator = VideoGenerator.from_directory(model_directory("text-to-video-synthesis"), device="cpu")
+    for network in (generator.unet, generator.autoencoder):
+        laid_out = layouts(network)
+        assert laid_out
+        for name, layout in laid_out.items():
+            assert network.get_parameter(name).is_contiguous(memory_format=layout), name
