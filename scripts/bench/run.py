@@ -86,10 +86,11 @@ class Run:
     ) -> None:
         self.preset = preset
         self.work = work
-        self.families = [name for name in ORDER if name in families]
+        self.families = [name for name in preset.order if name in families]
         self.repeats = repeats
         self.device = torch.device(preset.device)
-        self.deadline = time.monotonic() + 60 * preset.minutes
+        self.begin = time.monotonic()
+        self.deadline = self.begin + 60 * preset.minutes
         self.rows: list[Row] = []
         self.left_out: list[dict[str, str]] = []
         self.rates: dict[str, float] = {}
@@ -130,6 +131,7 @@ class Run:
         loads = any(case.what == "loading" for case in cases)
         directory = checkpoints.make(name, stable_diffusion=loads)
         folder = checkpoints.in_diffusers(directory)
+        self._say(f"{name}: checkpoint made")
         sources = {"ours": directory, "stock": directory, "diffusers": folder}
         who = [("ours", mode) for mode in self.preset.modes]
         for dtype in self.preset.originals:
@@ -216,7 +218,7 @@ class Run:
         for row in rows:
             self.rows.append(row)
             size = f" {row.frames}×{row.height}×{row.width}" if row.frames else ""
-            print(f"{row.family}, {row.what}{size}: {row.subject} {row.mode} {row.median:.3g} s", flush=True)
+            self._say(f"{row.family}, {row.what}{size}: {row.subject} {row.mode} {row.median:.3g} s")
 
     def _time_for(self, row: Row, subject: Subject) -> bool:
         """Whether one more call is likely to end before the deadline."""
@@ -234,7 +236,11 @@ class Run:
 
     def _note(self, family: str, what: str, subject: str, mode: str, why: str) -> None:
         self.left_out.append({"family": family, "what": what, "subject": subject, "mode": mode, "why": why})
-        print(f"{family}, {what}: {subject} {mode} left out: {why}", flush=True)
+        self._say(f"{family}, {what}: {subject} {mode} left out: {why}")
+
+    def _say(self, line: str) -> None:
+        """Prints a line with the minutes since the run began."""
+        print(f"{(time.monotonic() - self.begin) / 60:4.1f} min  {line}", flush=True)
 
     @contextlib.contextmanager
     def _told(self, family: str, what: str, subject: str, mode: str) -> Iterator[None]:
