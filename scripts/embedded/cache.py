@@ -30,8 +30,8 @@ def latents(encoders: Encoders, frames: np.ndarray, seed: int) -> torch.Tensor:
 def draw(generator: np.random.Generator, colour: str | None) -> synthetic.Scene:
     """A scene that may be trained on; of one shape of that colour before a plain camera, if one is given.
 
-    What is learned last comes oftener than :func:`synthetic.draw` draws it: shapes that turn, which cannot be shown
-    backwards, stars, two shapes, and cameras that move.
+    What is learned last comes oftener than :func:`synthetic.draw` draws it: shapes that turn, which cannot
+    be shown backwards, stars, two shapes, and cameras that move.
     """
     trained = [c for c in synthetic.combinations() if not synthetic.is_held_out(c)]
     kind = generator.random()
