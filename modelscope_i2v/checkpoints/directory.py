@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..families import FAMILIES, TASKS, TEXT_TO_VIDEO, Family
 from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
+from ..options import SCHEDULERS
 from .diffusers_folder import MODEL_INDEX, DiffusersFolder
 from .kinds import Part, identify
 from .sections import Section, given
@@ -278,7 +279,10 @@ def _defaults(args: Section, cfg: Section, family: Family, autoencoder: Autoenco
 
 def _own_options(cfg: Section, family: Family) -> dict[str, Any]:
     """Options that no hub file sets, but that a model of one's own may: those its family has."""
-    options = given(guidance_rescale=cfg.number("guidance_rescale"))
+    options = given(
+        guidance_rescale=cfg.number("guidance_rescale"),
+        scheduler=cfg.get("scheduler", str, f"one of {', '.join(SCHEDULERS)}", SCHEDULERS.__contains__),
+    )
     if family.reads_text:
         options |= given(negative_prompt=cfg.get("negative_prompt", str, "a text"))
     if family.takes_video:

@@ -106,6 +106,7 @@ def test_small_models(tmp_path: Path) -> None:
         "target_fps": 16,
         "num_inference_steps": 4,
         "guidance_scale": 2,
+        "scheduler": "unipc",
     }
     changes = {f"model__model_cfg__{key}": value for key, value in changes.items()}
     directory = opened(tmp_path, I2V, **changes)
@@ -121,6 +122,7 @@ def test_small_models(tmp_path: Path) -> None:
         "target_fps": 16,
         "num_inference_steps": 4,
         "guidance_scale": 2,
+        "scheduler": "unipc",
     }
 
 
@@ -270,6 +272,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("model__model_cfg__target_fps", "8", "a whole number from 1 up"),
     ("model__model_cfg__guidance_scale", "3", "a number from 0 up"),
     ("model__model_cfg__guidance_scale", float("nan"), "a number from 0 up"),
+    ("model__model_cfg__scheduler", "euler", "one of ddim, dpmpp_2m, dpmpp_2m_sde, heun, unipc"),
+    ("model__model_cfg__scheduler", ["ddim"], "one of ddim"),
     ("model__model_cfg__unet_dim", "320", "a whole number from 1 up"),
     ("model__model_cfg__unet_dim", 40, "a multiple of 32"),
     ("model__model_cfg__unet_head_dim", 7, "should divide"),
