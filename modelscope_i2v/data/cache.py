@@ -7,6 +7,7 @@ clips, which is called a shard, ``latents-SHAPE.npy`` and perhaps ``image-SHAPE.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,6 +98,14 @@ class CacheWriter:
         if key not in self._shards:
             self._shards[key] = _WrittenShard.of(self._partial, key, image is not None, source is not None)
         self._shards[key].add(latents, image, source, {"caption": caption, "fps": fps, "name": name})
+
+    def discard(self) -> None:
+        """Removes what is not finished; after :meth:`finish` nothing is."""
+        for column in (self._text, *(each for shard in self._shards.values() for each in shard.columns)):
+            if column.file is not None:
+                with contextlib.suppress(OSError):  # of a full disk, which has been told
+                    column.file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
 
     def finish(self) -> Path:
         """Completes the cache and returns its directory. Raises InputError for a caption without states."""
@@ -200,10 +209,13 @@ class _WrittenShard:
             self.source.append(_array(source))
         self.clips.append(clip)
 
+    @property
+    def columns(self) -> list[_Column]:
+        return [column for column in (self.latents, self.image, self.source) if column is not None]
+
     def close(self) -> None:
-        for column in (self.latents, self.image, self.source):
-            if column is not None:
-                column.close()
+        for column in self.columns:
+            column.close()
 
 
 class Rows(NamedTuple):
@@ -253,6 +265,10 @@ class Shard:
 
     def prefetch(self, rows: np.ndarray) -> None:
         """The files are mapped: nothing is gained by asking early."""
+
+    def present(self, rows: np.ndarray) -> np.ndarray:
+        """All of them can be read."""
+        return rows
 
     def read(self, rows: np.ndarray, starts: np.ndarray, length: int) -> Rows:
         """Frames ``starts`` … ``starts + length`` of the clips ``rows`` (both [b])."""

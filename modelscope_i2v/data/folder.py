@@ -61,9 +61,11 @@ class Cut:
     height: int
     width: int
     frames: int
-    """Of a clip; videos with fewer are not used."""
+    """That are read of a video."""
     fps: float | None = None
     """Frames are left out to come near this rate; None: none is."""
+    least: int | None = None
+    """Frames of a shorter video; one with fewer is not used. None: ``frames``."""
 
     def decode(self, entry: Entry) -> Decoded:
         """The entry's clip, or its picture as a clip of one frame (at 1 fps).
@@ -79,8 +81,11 @@ class Cut:
                 stride = max(round(read_video(entry.source, max_frames=2).fps / self.fps), 1)
             video = read_video(entry.source, max_frames=(self.frames - 1) * stride + 1)
             pixels, fps = video.frames[::stride], video.fps / stride
-            if len(pixels) < self.frames:
-                raise InputError(f"{entry.name} has {len(pixels)} frames, and {self.frames} are needed.")
+            least = self.least or self.frames
+            if len(pixels) < least:
+                raise InputError(f"{entry.name} has {len(pixels)} frames, and {least} are needed.")
+            if len(pixels) < self.frames:  # all shorter ones alike: clips of one batch have one length
+                pixels = pixels[:least]
         pictures = (Image.fromarray(frame) for frame in pixels)
         cut = [np.asarray(center_crop(one, self.width, self.height, fill_short=True)) for one in pictures]
         return Decoded(np.stack(cut), pixels[0], fps)
@@ -138,7 +143,7 @@ def _rows(file: Path) -> list[tuple[str, str]]:
             if file.suffix.lower() == ".jsonl":
                 records = [json.loads(line) for line in opened if line.strip()]
             else:
-                records = list(csv.DictReader(opened))
+                records = list(csv.DictReader(opened, strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{file} cannot be read: {error}.") from error
     if not records or not all(isinstance(record, Mapping) for record in records):
@@ -146,6 +151,11 @@ def _rows(file: Path) -> list[tuple[str, str]]:
     columns = _column(records[0], FILE_COLUMNS, file), _column(records[0], CAPTION_COLUMNS, file)
     rows = []
     for number, record in enumerate(records, start=1):
+        if None in record:  # where DictReader puts fields that no column is for
+            raise InputError(
+                f"{file}: record {number} has more fields than there are columns. A caption with a comma "
+                'belongs in quotes: "a boat, at sea".'
+            )
         name, caption = (record.get(column) for column in columns)
         if not isinstance(name, str) or not name or not isinstance(caption, str):
             raise InputError(f"{file}: record {number} should have a text under {' and '.join(columns)}.")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..checkpoints.directory import ModelDirectory
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..media.transforms import frames_to_tensor
 from ..progress import bar
 from .cache import CacheWriter, Rows
@@ -48,7 +48,8 @@ class LiveData:
         workers: threads that decode; FFmpeg works outside of Python's lock.
 
     Attributes:
-        broken: names of the entries that cannot be used, and why.
+        broken: names of the entries that cannot be used, and why. An entry that could be read when the data
+            were opened, and cannot any more, comes to them; another one takes its place.
 
     Raises:
         InputError: no entry can be used.
@@ -67,23 +68,25 @@ class LiveData:
         self.cut, self.encoders, self.path = cut, encoders, Path("data")
         self.pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
         self.fingerprint = fingerprint(entries, cut)
-        self.broken: dict[str, str] = {}
-        usable: dict[bool, list[tuple[int, Entry, float]]] = {False: [], True: []}
+        self.broken: list[tuple[str, str]] = []
+        usable: dict[int, list[tuple[int, Entry, float]]] = {}
         with bar(len(entries), "Reading", progress, "file") as reading:
-            for number, (entry, rate) in enumerate(zip(entries, self.pool.map(self._rate, entries))):
-                if isinstance(rate, str):
-                    self.broken[entry.name] = rate
+            for number, (entry, found) in enumerate(zip(entries, self.pool.map(self._kind, entries))):
+                if isinstance(found, str):
+                    self.broken.append((entry.name, found))
                 else:
-                    usable[entry.is_picture].append((number, entry, rate))
+                    frames, rate = found
+                    usable.setdefault(frames, []).append((number, entry, rate))
                 reading.update()
-        if len(self.broken) == len(entries):
-            name, reason = next(iter(self.broken.items()))
+        if not usable:
+            name, reason = self.broken[0]
             raise InputError(f"The data have no readable clip: of {len(entries)}, not one. {name}: {reason}")
         self.tell()
         captions = dict.fromkeys([dropped_text])
         captions |= dict.fromkeys(entry.caption for kind in usable.values() for _, entry, _ in kind)
         self.captions = tuple(captions)
-        self.shards = tuple(LiveShard(self, kind) for kind in usable.values() if kind)
+        lengths = sorted(usable, reverse=True)
+        self.shards = tuple(LiveShard(self, frames, usable[frames]) for frames in lengths)
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
@@ -104,20 +107,40 @@ class LiveData:
     def tell(self) -> None:
         """Warns of the broken entries, with their number and names."""
         if self.broken:
-            shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.broken.items())[:_SHOWN])
+            shown = "; ".join(f"{name}: {reason}" for name, reason in self.broken[:_SHOWN])
             more = f"; and {len(self.broken) - _SHOWN} more" if len(self.broken) > _SHOWN else ""
             logger.warning("%d files are skipped: %s%s", len(self.broken), shown, more)
 
-    def _rate(self, entry: Entry) -> float | str:
-        """The clip's frame rate, or what is wrong with it."""
+    def lose(self, entry: Entry, error: Exception) -> None:
+        """Notes an entry that cannot be read any more, and warns of it once."""
+        found = entry.name, _reason(error)
+        if found not in self.broken:
+            self.broken.append(found)
+            logger.warning("%s is passed over: %s", *found)
+
+    def _kind(self, entry: Entry) -> tuple[int, float] | str:
+        """The clip's number of frames and its rate, or what is wrong with it."""
         try:
-            return self.cut.decode(entry).fps
+            decoded = self.cut.decode(entry)
         except Exception as error:  # decoders fail in many ways, and none of them is fatal here
-            return str(error) or type(error).__name__
+            return _reason(error)
+        return len(decoded.frames), decoded.fps
 
     def write(self, directory: str | Path, progress: bool | None = None) -> Path:
-        """Writes all of it as a cache."""
+        """Writes all of it as a cache, but for clips that cannot be read any more.
+
+        Raises OutputError for a disk that is full; nothing is left on it.
+        """
         writer = CacheWriter(directory, made_by=made_by(self.fingerprint, self.encoders.directory))
+        try:
+            self._write(writer, progress)
+            return writer.finish()
+        except OSError as error:
+            raise OutputError(f"The cache {directory} cannot be written: {error}.") from error
+        finally:
+            writer.discard()
+
+    def _write(self, writer: CacheWriter, progress: bool | None) -> None:
         if self.has_texts:
             for start in range(0, len(self.captions), 8):
                 part = range(start, min(start + 8, len(self.captions)))
@@ -126,6 +149,9 @@ class LiveData:
             for shard in self.shards:
                 for row, (_, entry, rate) in enumerate(shard.entries):
                     shard.prefetch(range(row, min(row + 4, len(shard))))
+                    caching.update()
+                    if not shard.readable(row):
+                        continue
                     clip = shard.encoded(row)
                     writer.add(
                         clip.latents,
@@ -135,16 +161,17 @@ class LiveData:
                         fps=rate,
                         name=entry.name,
                     )
-                    caching.update()
-        return writer.finish()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 class LiveShard:
-    """The usable videos, or the pictures, of :class:`LiveData`; like a cache's shard."""
+    """The usable entries of one length of :class:`LiveData`; like a cache's shard."""
 
-    def __init__(self, data: LiveData, entries: list[tuple[int, Entry, float]]) -> None:
-        self.data, self.entries = data, entries
-        self.frames = 1 if entries[0][1].is_picture else data.cut.frames
+    def __init__(self, data: LiveData, frames: int, entries: list[tuple[int, Entry, float]]) -> None:
+        self.data, self.frames, self.entries = data, frames, entries
         places = {caption: place for place, caption in enumerate(data.captions)}
         self.captions = np.array([places[entry.caption] for _, entry, _ in entries], dtype=np.int64)
         self.fps = np.array([rate for _, _, rate in entries], dtype=np.float32)
@@ -166,6 +193,34 @@ class LiveShard:
             if row not in self._decoding:
                 entry = self.entries[row][1]
                 self._decoding[row] = self.data.pool.submit(self.data.cut.decode, entry)
+
+    def readable(self, row: int) -> bool:
+        """Whether a clip can still be decoded. If not, the data note it."""
+        self.prefetch([row])
+        try:
+            frames = len(self._decoding[row].result().frames)
+            if frames != self.frames:
+                raise InputError(f"it has {frames} frames now, and had {self.frames}.")
+        except Exception as error:
+            del self._decoding[row]  # it is tried again when its turn comes again
+            self.data.lose(self.entries[row][1], error)
+            return False
+        return True
+
+    def present(self, rows: np.ndarray) -> np.ndarray:
+        """These rows, and in the place of each that cannot be read any more the next one that can.
+
+        Raises InputError if there is none.
+        """
+        self.prefetch(rows)
+
+        def nearest(row: int) -> int:
+            for place in range(row, row + len(self)):
+                if self.readable(place % len(self)):
+                    return place % len(self)
+            raise InputError("The data have no readable clip any more: {}: {}".format(*self.data.broken[-1]))
+
+        return np.array([nearest(int(row)) for row in rows])
 
     def read(self, rows: np.ndarray, starts: np.ndarray, length: int) -> Rows:
         """Windows of clips, encoded."""

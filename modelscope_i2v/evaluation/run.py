@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoints.directory import ModelDirectory
+from ..checkpoints.diffusers_folder import MODEL_INDEX
+from ..checkpoints.directory import CONFIGURATION, ModelDirectory
 from ..checkpoints.hub import fetch
 from ..checkpoints.load import load_module
 from ..conditioning.clip import ImageEncoder
@@ -97,7 +98,8 @@ def evaluate(
     resolved = _resolve(generator, given)
     settings = _settings(generator, resolved, clips, seed)
     report = Report(name, generator.family.name, settings, notes=[note] if note else [])
-    saved = Saved(folder / "clips" if folder and save_clips else None, {**settings, "model": _identity(name)})
+    identity = _identity(name, task) if save_clips else None
+    saved = Saved(folder / "clips" if folder and save_clips else None, {**settings, "model": identity})
     wanted = examples(clips, seed)
     every = {int(i) for i in np.linspace(0, clips - 1, min(_SHOWN, clips)).round()}
     shown: list[pictures.Shown] = []
@@ -189,16 +191,17 @@ def _settings(generator: VideoGenerator, options: Options, clips: int, seed: int
         if name not in _UNSEEN and value not in ("", False)
     }
     dtype = str(generator.dtype).removeprefix("torch.")
-    return {"clips": clips, "seed": seed, "dtype": dtype, **kept}
+    quantized = {"quantization": generator.quantization} if generator.quantization else {}
+    return {"clips": clips, "seed": seed, "dtype": dtype, **quantized, **kept}
 
 
-def _identity(name: str) -> list[Any]:
-    """A model's name and its files' sizes and times, which training changes."""
-    path = Path(name)
-    if not path.is_dir():
-        return [name]
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    return [str(path.resolve()), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+def _identity(name: str, task: str | None) -> list[Any]:
+    """A model's files, wherever they are, with their sizes and times, which training changes."""
+    directory = ModelDirectory.open(fetch(name), task)
+    places = [directory.unet_path, directory.clip_path, directory.autoencoder_path]
+    places += [directory.path / one for one in (CONFIGURATION, MODEL_INDEX)]
+    files = {file.resolve() for place in places for file in (place, *place.rglob("*")) if file.is_file()}
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
 
 
 def _size(options: Options) -> tuple[int, int, int]:

@@ -9,10 +9,13 @@ from typing import Any
 from modelscope.trainers.base import BaseTrainer
 from modelscope.trainers.builder import TRAINERS
 
+from ..checkpoints.directory import ModelDirectory
+from ..checkpoints.hub import fetch
 from ..data.folder import row_entries
 from ..errors import InputError
 from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..training.config import TrainConfig
+from ..generator import VideoGenerator
+from ..training.config import SOURCES, TrainConfig, read_values
 from ..training.trainer import Trainer
 from .registration import TRAINER_GROUP, claim, trainer_type
 
@@ -53,21 +56,22 @@ class VideoTrainer(BaseTrainer):
     ) -> None:
         given = {"model": model, "output": work_dir}
         settings = {**{key: value for key, value in given.items() if value is not None}, **settings}
+        values = {**({} if cfg_file is None else read_values(cfg_file)), **settings}
         entries = None
         if train_dataset is not None:
-            data = dict(settings.get("data", {}))
-            settings["data"] = {"msdataset": "train_dataset", **data}
-            entries = row_entries(train_dataset, "train_dataset", settings["data"])
-        if cfg_file is None:
-            config = TrainConfig.of(settings, "the trainer's arguments")
-        else:
-            config = TrainConfig.read(cfg_file, settings)
-        self.trainer = Trainer(config, resume=resume, progress=progress, entries=entries)
-        if self.trainer.family.name != self.family.name:
+            data = values.get("data")
+            data = data if isinstance(data, Mapping) else {}
+            how = {key: value for key, value in data.items() if key not in SOURCES}
+            values["data"] = {"msdataset": "train_dataset", **how}
+            entries = row_entries(train_dataset, "train_dataset", how)
+        config = TrainConfig.of(values, "the trainer's arguments" if cfg_file is None else str(cfg_file))
+        found = ModelDirectory.open(fetch(config.model), new_unet=config.mode == "scratch").family
+        if found.name != self.family.name:
             raise InputError(
-                f"{config.model} is a {self.trainer.family.name} model; its trainer is "
-                f"{trainer_type(self.trainer.family)!r}, not {trainer_type(self.family)!r}."
+                f"{config.model} is a {found.name} model; its trainer is "
+                f"{trainer_type(found)!r}, not {trainer_type(self.family)!r}."
             )
+        self.trainer = Trainer(config, resume=resume, progress=progress, entries=entries)
 
     def train(self, *args: Any, **kwargs: Any) -> Path | None:
         """Trains, as :meth:`modelscope_i2v.training.trainer.Trainer.run` does."""
@@ -77,15 +81,20 @@ class VideoTrainer(BaseTrainer):
         """Measures a model on drawn scenes: :func:`modelscope_i2v.evaluation.run.evaluate`.
 
         Args:
-            checkpoint_path: a model directory; by default what training wrote.
-            kwargs: of that function.
+            checkpoint_path: a model directory; by default what training wrote, of LoRA beside the model that
+                it belongs to.
+            kwargs: of that function; of LoRA, those of the model's call, ``clips``, ``seed``, ``output``.
 
         Returns:
             Values by ``measure, group``.
         """
         from ..evaluation.run import evaluate
 
-        model = checkpoint_path or self.trainer.output / "model"
+        config, output = self.trainer.config, self.trainer.output
+        model: Any = checkpoint_path or output / "model"
+        if checkpoint_path is None and config.mode == "lora":
+            model = VideoGenerator.from_directory(fetch(config.model), device=self.trainer.device)
+            model.load_lora(output / "lora.safetensors")
         report = evaluate(model, task=self.family.task, **kwargs)
         return {f"{row.measure}, {row.group}": row.estimate.value for row in report.rows}
 

@@ -135,7 +135,7 @@ class Batches:
         if not self.from_start:
             random = np.random.default_rng([self.seed, int(still), place, 7])
             starts = random.integers(0, shard.frames - length + 1, len(rows))
-        shard.prefetch(rows)
+        rows = shard.present(rows)
         following, soon = self._rows(*self._place(number + 1, rank, world))
         following.prefetch(soon)
         return self._batch(shard, rows, starts, length)

@@ -18,6 +18,9 @@ Check = Callable[[Any], Any]
 
 MODES = ("scratch", "full", "lora")
 
+SOURCES = ("cache", "folder", "captions", "msdataset", "namespace", "subset_name", "split")
+"""Keys of ``data`` that say where clips come from; the others say how they are read."""
+
 
 def _whole(low: int) -> Check:
     def check(value: Any) -> int:
@@ -123,10 +126,31 @@ def _object(required: tuple[tuple[str, ...], ...], known: Mapping[str, Check]) -
     return check
 
 
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; paths become texts."""
+
+    def text(other: Any) -> str:
+        if isinstance(other, Path):
+            return str(other)
+        raise TypeError(type(other).__name__)
+
+    try:
+        return json.loads(json.dumps(value, default=text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"made of what JSON can hold, and of paths ({error} is not)") from None
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError("an object")
+    return _plain(dict(value))
+
+
 def _prompts(value: Any) -> Any:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(item, (str, Mapping)) for item in value):
+    kinds = (str, Path, Mapping)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, kinds) for item in value):
         raise ValueError("a list of inputs of the pipeline: texts, paths, or objects")
-    return list(value)
+    return _plain([dict(item) if isinstance(item, Mapping) else item for item in value])
 
 
 def _names(value: Any) -> list[str]:
@@ -232,15 +256,13 @@ class TrainConfig:
     sample_every: int = _field(_whole(0), "steps between sample sheets; 0: none", 0, harmless=True)
     sample_inputs: list[Any] = _field(_prompts, "inputs of the pipeline to make samples of", [], True)
     sample_options: dict[str, Any] = _field(
-        lambda value: dict(value), "options of the pipeline for samples", {}, harmless=True
+        _settings, "options of the pipeline for samples", {}, harmless=True
     )
     max_minutes: float | None = _field(
         _or_none(_number(0, above=True)), "stop after this time, with a checkpoint", None, harmless=True
     )
     lora: dict[str, Any] = _field(_LORA, "lora: rank, alpha, dropout and targets", {})
-    card: dict[str, Any] = _field(
-        lambda value: dict(value), "fields of the model card's front matter", {}, harmless=True
-    )
+    card: dict[str, Any] = _field(_settings, "fields of the model card's front matter", {}, harmless=True)
 
     @classmethod
     def read(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -253,18 +275,7 @@ class TrainConfig:
             InputError: naming file and key, for a file that is no JSON object, a key that does not
                 exist or a value of the wrong kind.
         """
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise InputError(
-                f"The configuration {path} cannot be read: {error.strerror or error}."
-            ) from error
-        except ValueError as error:
-            raise InputError(f"The configuration {path} is not valid JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise InputError(f"The configuration {path} should hold a JSON object.")
-        return cls.of({**values, **(changes or {})}, str(path))
+        return cls.of({**read_values(path), **(changes or {})}, str(path))
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str = "the training configuration") -> TrainConfig:
@@ -304,7 +315,7 @@ class TrainConfig:
         More ``steps`` are fine where the learning rate is constant; along a cosine they would change the
         curve that is already drawn.
         """
-        mine = self.to_dict()
+        mine, earlier = _comparable(self.to_dict()), _comparable(earlier)
         for item in dataclasses.fields(self):
             key = item.name
             if key not in earlier or item.metadata["harmless"] or mine[key] == earlier[key]:
@@ -317,3 +328,23 @@ class TrainConfig:
                 f"configuration says {json.dumps(mine[key])}{hint}. Use another output directory, or the "
                 "value of the checkpoint."
             )
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """What a configuration file holds, unchecked. Raises InputError for one that is no JSON object."""
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"The configuration {path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise InputError(f"The configuration {path} is not valid JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"The configuration {path} should hold a JSON object.")
+    return values
+
+
+def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the number of threads that decode, which changes no clip."""
+    data = {key: value for key, value in values["data"].items() if key != "workers"}
+    return {**values, "data": data}

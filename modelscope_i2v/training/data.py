@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,17 +40,21 @@ def open_data(
         entries = folder_entries(settings["folder"], settings.get("captions"), text=family.reads_text)
     elif entries is None:
         entries = dataset_entries(settings)
-    frames = config.frames or directory.defaults.get("num_frames", family.num_frames)
+    frames = directory.defaults.get("num_frames", family.num_frames)
+    if config.frames is not None:
+        frames = (config.frames - 1) * config.frame_stride + 1
     cut = Cut(
         settings.get("height") or directory.defaults.get("height", family.height),
         settings.get("width") or directory.defaults.get("width", family.width),
         settings.get("max_frames") or frames,
         settings.get("fps"),
+        frames,
     )
     if cut.height % 8 or cut.width % 8:
         raise InputError(f"data: {cut.width}x{cut.height} should be multiples of 8, set height and width.")
     if cut.frames < frames:
-        raise InputError(f"data.max_frames is {cut.frames} and should be at least frames ({frames}).")
+        apart = f", {config.frames} at a frame_stride of {config.frame_stride}" if config.frames else ""
+        raise InputError(f"data.max_frames is {cut.frames} and should be at least frames ({frames}{apart}).")
 
     def live() -> LiveData:
         return LiveData(
@@ -63,16 +68,15 @@ def open_data(
 
     if config.cache is None:
         return live()
-    place = Path(config.cache)
-    if not (place / INDEX).is_file():
-        machine.alone(lambda: live().write(place, progress))
+    place, mark = Path(config.cache), fingerprint(entries, cut)
+    machine.alone(lambda: (place / INDEX).is_file() or live().write(place, progress))
     cache = Cache.open(place)
-    if cache.made_by != made_by(fingerprint(entries, cut), directory):
+    if cache.made_by != made_by(mark, directory):
         raise InputError(
             f"The cache {place} was made of other data, sizes or another model than the configuration names. "
             "Remove it, or name another directory under cache."
         )
-    return cache
+    return dataclasses.replace(cache, fingerprint=mark)  # as without a cache: a run may go on with or without
 
 
 def _fitting(cache: Cache, directory: ModelDirectory) -> Cache:

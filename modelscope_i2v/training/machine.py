@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Callable
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from ..devices import resolve_device
 from ..errors import InputError
+
+PATIENCE = datetime.timedelta(days=2)
+"""How long processes wait for another one, which may be making a cache of all data."""
 
 
 class Machine:
@@ -34,12 +38,14 @@ class Machine:
         if self.world > 1:
             try:
                 from accelerate import Accelerator
+                from accelerate.utils import InitProcessGroupKwargs
             except ImportError as error:
                 raise InputError(
                     "Training by several processes needs the package accelerate: "
                     "pip install modelscope-i2v[train]."
                 ) from error
-            self._accelerator = Accelerator(cpu=device == "cpu")
+            patient = InitProcessGroupKwargs(timeout=PATIENCE)
+            self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
             self.device, self.rank = self._accelerator.device, self._accelerator.process_index
         else:
             self.device = resolve_device(device)

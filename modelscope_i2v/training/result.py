@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def write_model(
     for name, tensor in half.items():
         if not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"The weight {name} is NaN, or too large for fp16; nothing was written.")
-    partial = target.with_name(f".{target.name}.partial")
+    partial, before = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "before"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -60,9 +61,12 @@ def write_model(
         settings = json.dumps(configuration(directory, partial), indent=2, ensure_ascii=False)
         (partial / CONFIGURATION).write_text(settings + "\n", encoding="utf-8")
         fill(partial)
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+        if target.exists():
+            os.replace(target, before)
         os.replace(partial, target)
-    except OSError as error:
+        shutil.rmtree(before, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
         raise OutputError(f"The model {target} cannot be written: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -38,6 +38,8 @@ class Saved:
     """Its moving average; empty where there is none."""
     optimizers: list[dict[str, Any]]
     """State dict."""
+    processes: int = 1
+    """Among which each step's clips are shared."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """Of fp16's loss scaling."""
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -76,7 +78,7 @@ def save(directory: Path, saved: Saved, keep: int) -> Path:
         torch.save({"optimizers": saved.optimizers, "scaler": saved.scaler}, partial / _OPTIMIZER)
         state = {
             key: getattr(saved, key)
-            for key in ("step", "config", "fingerprint", "curve", "recent", "seconds")
+            for key in ("step", "config", "processes", "fingerprint", "curve", "recent", "seconds")
         }
         (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
         for file in partial.iterdir():

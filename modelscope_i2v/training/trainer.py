@@ -25,7 +25,7 @@ from ..checkpoints.hub import fetch
 from ..checkpoints.load import load_module
 from ..data.encode import Encoders
 from ..data.folder import Entry
-from ..errors import InputError, NumericalError
+from ..errors import InputError, NumericalError, OutputError
 from ..networks.attention import use_kernel
 from ..networks.layers import channels_last
 from ..networks.stunet import STUNet
@@ -137,7 +137,14 @@ class Trainer:
                 f"{self.output} holds a run already, up to {found[-1].name}. Resume it (--resume), or use "
                 "another output directory."
             )
-        self.config.check_resume(state.read_state(found[-1])["config"], found[-1])
+        before = state.read_state(found[-1])
+        self.config.check_resume(before["config"], found[-1])
+        processes = before.get("processes", 1)
+        if processes != self.machine.world:
+            raise InputError(
+                f"The checkpoint {found[-1]} was made by {processes} process(es), and this run has "
+                f"{self.machine.world}, which would share other batches. Resume it with as many."
+            )
         return found[-1]
 
     def _data(self, entries: Sequence[Entry] | None) -> Batches:
@@ -242,6 +249,7 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm or math.inf)
+        self._check(total, norm)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
@@ -249,6 +257,19 @@ class Trainer:
         if self.average is not None:
             self.average.update()
         return total, norm
+
+    def _check(self, value: Tensor, norm: Tensor) -> None:
+        """Raises NumericalError before weights are changed by what is no number.
+
+        Gradients may be infinite in the steps by which fp16's loss scaling finds its scale: those it skips.
+        """
+        scaled = self.scaler.is_enabled()
+        for what, found in (("loss", value), ("gradient", norm)):
+            if not (torch.isfinite(found) or (scaled and what == "gradient")):
+                raise NumericalError(
+                    f"The {what} is {found.item()} at step {self.step + 1}. A lower lr, or mixed_precision "
+                    "'bf16' or 'no', may help; the last checkpoint is as it was."
+                )
 
     def _seed(self, number: int, purpose: int) -> int:
         """Of the random numbers for one purpose in one batch; each process has others.
@@ -265,8 +286,8 @@ class Trainer:
         Returns what came out, a model directory or a LoRA file; None where there is more to train.
 
         Raises:
-            NumericalError: the loss is no number any more.
-            OutputError: a checkpoint, or the model, cannot be written.
+            NumericalError: the loss or its gradient is no number any more.
+            OutputError: a checkpoint, the curve or the model cannot be written.
         """
         config, main = self.config, self.machine.main
         self.machine.alone(self._write_curve)
@@ -333,7 +354,7 @@ class Trainer:
     def _count(self, value: float, norm: float) -> None:
         """Adds a step to those that the curve's next point tells of.
 
-        Gradients are infinite in the steps by which fp16's loss scaling finds its scale; they are skipped.
+        Infinite gradients, of steps that fp16's loss scaling skips, are not counted.
         """
         sums = self.recent
         self.recent = [sums[0] + value, sums[1] + (norm if math.isfinite(norm) else 0.0), sums[2] + 1]
@@ -349,15 +370,19 @@ class Trainer:
             "seconds": round(self.seconds, 2),
         }
         self.recent = [0.0, 0.0, 0.0]
-        if not math.isfinite(point["loss"]):
-            raise NumericalError(
-                f"The loss is {point['loss']} at step {self.step}. A lower lr, or mixed_precision 'bf16' or "
-                "'no', may help; the last checkpoint is as it was."
-            )
         self.curve.append(point)
         if self.machine.main:
-            with (self.output / CURVE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(point) + "\n")
+            self._append(json.dumps(point) + "\n")
+
+    def _append(self, line: str) -> None:
+        path = self.output / CURVE
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise OutputError(
+                f"{path} cannot be written: {error.strerror or error}. The last checkpoint is as it was."
+            ) from error
 
     def _write_curve(self) -> None:
         """The curve up to here, without what a killed run drew after its last checkpoint."""
@@ -373,6 +398,7 @@ class Trainer:
         saved = state.Saved(
             step=self.step,
             config=self.config.to_dict(),
+            processes=self.machine.world,
             fingerprint=self.batches.fingerprint,
             weights=self.trained,
             average=self.average.values if self.average else {},

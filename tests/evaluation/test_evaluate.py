@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from modelscope_i2v import CheckpointError, InputError, OutputError, VideoGenerator
 from modelscope_i2v.cli.main import main
 from modelscope_i2v.data.degrade import enlarge
-from modelscope_i2v.evaluation import evaluate
+from modelscope_i2v.evaluation import evaluate, run
 from modelscope_i2v.evaluation.examples import examples
 from modelscope_i2v.evaluation.measure import Made, of_clip, rows
 from modelscope_i2v.evaluation.metrics import Estimate
@@ -115,6 +117,24 @@ def test_saved_clips_are_read_again(checkpoint, tmp_path, monkeypatch):
     assert made[3:] == made[1:3] and again.clips == first.clips
     evaluate(checkpoint(TEXT_TO_VIDEO.name), **{**wish, "guidance_scale": 2.0})
     assert len(made) == 8
+
+
+def test_saved_clips_are_those_of_a_model(checkpoint, tmp_path, generator, monkeypatch):
+    place = shutil.copytree(checkpoint(TEXT_TO_VIDEO.name), tmp_path / "model")
+    settings = json.loads((place / "configuration.json").read_text())
+    clip = settings["model"]["model_args"]["ckpt_clip"]
+    (place / clip).rename(tmp_path / clip)  # outside, as the embedded models have it
+    settings["model"]["model_args"]["ckpt_clip"] = f"../{clip}"
+    (place / "configuration.json").write_text(json.dumps(settings))
+    before = run._identity(str(place), None)
+    assert run._identity(str(place), None) == before
+    os.utime(tmp_path / clip, ns=(0, 0))
+    assert run._identity(str(place), None) != before
+
+    _, options = generator.resolve({}, {})
+    plain = run._settings(generator, options, 1, 0)
+    monkeypatch.setattr(generator, "quantization", "int8")
+    assert run._settings(generator, options, 1, 0) == {**plain, "quantization": "int8"}
 
 
 def test_the_table_tells_goals():

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,7 @@ def test_reads_and_writes_itself(tmp_path):
         ({**LEAST, "compile": 1}, ["compile is 1", "true or false"]),
         ({**LEAST, "steps": 10, "warmup": 10}, ["warmup (10)", "steps (10)"]),
         ({**LEAST, "mode": "lora", "initial_weights": "w"}, ["initial_weights"]),
+        ({**LEAST, "card": ["name"]}, ["card is ['name']", "an object"]),
         ({**LEAST, "lora": {"rank": 0}}, ["'rank' is a whole number"]),
         ([1], ["should hold a JSON object"]),
         ("{", ["not valid JSON"]),
@@ -58,6 +60,16 @@ def test_mistakes(tmp_path, content, words):
     with pytest.raises(InputError) as told:
         TrainConfig.read(written(tmp_path, content))
     assert all(word in str(told.value) for word in words), str(told.value)
+
+
+def test_what_json_cannot_hold_is_told_at_once():
+    config = TrainConfig.of(
+        {**LEAST, "sample_inputs": [Path("cat.png"), {"image": Path("dog.png"), "text": "a"}]}
+    )
+    assert config.to_dict()["sample_inputs"] == ["cat.png", {"image": "dog.png", "text": "a"}]
+    for key, value in (("sample_inputs", [{"image": object()}]), ("card", {"name": object()})):
+        with pytest.raises(InputError, match=f"{key} is .* should be made of what JSON can hold"):
+            TrainConfig.of({**LEAST, key: value})
 
 
 def test_no_file(tmp_path):
@@ -74,6 +86,8 @@ def test_what_a_resumed_run_may_change():
     for change in ({"lr": 1.0}, {"seed": 1}, {"batch_size": 3}, {"data": {"cache": "d"}}, {"steps": 20_000}):
         with pytest.raises(InputError, match=f"step-5 was made with {next(iter(change))} = "):
             dataclasses.replace(config, **change).check_resume(earlier, "step-5")
+    more = dataclasses.replace(config, data={**config.data, "workers": 3})
+    more.check_resume(earlier, "step-5")
     constant = dataclasses.replace(config, lr_schedule="constant")
     dataclasses.replace(constant, steps=20_000).check_resume(constant.to_dict(), "step-5")
 

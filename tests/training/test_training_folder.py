@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ import torch
 from PIL import Image
 
 from modelscope_i2v.data import folder
-from modelscope_i2v.data.cache import Cache
+from modelscope_i2v.data.cache import Cache, CacheWriter
 from modelscope_i2v.data.folder import Cut, Entry, folder_entries, row_entries
-from modelscope_i2v.errors import InputError
+from modelscope_i2v.errors import InputError, OutputError
 from modelscope_i2v.media.write import write_video
 from modelscope_i2v.training.trainer import Trainer
 
@@ -45,7 +47,7 @@ def clips(tmp_path_factory):
 def on_folder(configured, clips):
     def config(name="i2vgen-xl", **changes):
         data = {"folder": str(clips), "height": 32, "width": 32, **changes.pop("data", {})}
-        return configured(name, data=data, frames=4, image_ratio=0.5, steps=4, **changes)
+        return configured(name, data=data, **{"frames": 4, "image_ratio": 0.5, "steps": 4, **changes})
 
     return config
 
@@ -80,6 +82,69 @@ def test_a_run_on_a_folder_resumes(on_folder, tmp_path):
     assert rest == whole
 
 
+def test_a_run_may_go_on_with_a_cache_or_without(on_folder, tmp_path):
+    whole, _ = losses(on_folder(output=str(tmp_path / "whole")))
+    cache = {"cache": str(tmp_path / "cache")}
+    for first, then in (({}, cache), (cache, {})):
+        output = {"output": str(tmp_path / f"begun with {len(first)}")}
+        Trainer(on_folder(max_minutes=1e-9, **first, **output), progress=False).run()
+        rest, _ = losses(on_folder(**then, **output), resume=True)
+        assert rest == whole
+
+
+def test_what_cannot_be_read_any_more_is_passed_over(on_folder, clips, tmp_path, caplog):
+    place = shutil.copytree(clips, tmp_path / "clips")
+    trainer = Trainer(on_folder(data={"folder": str(place)}), progress=False)
+    data = trainer.batches.data
+    videos = data.shards[0]
+    assert videos.frames == 4 and len(videos) == 4
+    (place / "1.mp4").unlink()
+    (place / "2.mp4").write_bytes(b"cut off")
+    caplog.clear()
+    assert videos.present(np.array([0, 1, 2, 3])).tolist() == [0, 3, 3, 3]
+    trainer.run()
+    said = [record.message for record in caplog.records if "passed over" in record.message]
+    assert len(said) == 2 and "1.mp4" in said[0] and "2.mp4" in said[1]
+    assert [name for name, _ in data.broken] == ["4.mp4", "broken.mp4", "1.mp4", "2.mp4"]
+    cache = Cache.open(data.write(tmp_path / "cache", progress=False))
+    assert [len(shard) for shard in cache.shards] == [2, 2]
+    kept = videos.read(np.array([0, 3]), np.zeros(2, int), 4)
+    assert np.array_equal(cache.shards[0].latents, kept.latents)
+    assert cache.shards[0].captions.tolist() == [cache.captions.index(f"clip, of {n}.mp4") for n in (0, 3)]
+    for name in ("0.mp4", "3.mp4"):
+        (place / name).unlink()
+    with pytest.raises(InputError, match="no readable clip any more"):
+        videos.present(np.array([0]))
+
+
+def test_a_full_disk_leaves_nothing_of_a_cache(on_folder, tmp_path, monkeypatch):
+    add = CacheWriter.add
+
+    def full(self, *arguments, **settings):
+        if self._shards:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, *arguments, **settings)
+
+    monkeypatch.setattr(CacheWriter, "add", full)
+    with pytest.raises(OutputError, match="cache cannot be written: .*No space left"):
+        Trainer(on_folder(cache=str(tmp_path / "cache")), progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_stride_reads_as_much_more(on_folder):
+    trainer = Trainer(on_folder(frames=3, frame_stride=2), progress=False)
+    assert [shard.frames for shard in trainer.batches.data.shards] == [5, 1]
+    with pytest.raises(InputError, match=r"max_frames is 4 and .* frames \(5, 3 at a frame_stride of 2\)"):
+        Trainer(on_folder(frames=3, frame_stride=2, data={"max_frames": 4}))
+
+
+def test_videos_that_are_shorter_than_the_longest(on_folder):
+    trainer = Trainer(on_folder(frames=2, data={"max_frames": 6}), progress=False)
+    shards = trainer.batches.data.shards
+    assert [(shard.frames, len(shard)) for shard in shards] == [(6, 4), (2, 1), (1, 2)]
+    trainer.run()
+
+
 def test_captions(clips):
     entries = folder_entries(clips)
     assert entries[0].caption == "clip, of 0.mp4" and not entries[0].is_picture
@@ -103,6 +168,9 @@ def test_without_captions(clips, tmp_path):
         ("captions.csv", "name,words\na.png,one\n", "has the columns name, words; one of file"),
         ("captions.csv", "file,caption\n", "should have a line for each video"),
         ("captions.csv", "file,caption\na.png\n", "record 1 should have a text under file and caption"),
+        ("captions.csv", "file,caption\na.png,a boat, at sea\n", "record 1 has more fields.* in quotes"),
+        ("captions.csv", 'file,caption\na.png,"a 5" knife"\n', "cannot be read"),
+        ("captions.csv", 'file,caption\na.png,"one\na.png,two\n', "cannot be read"),
         ("captions.jsonl", '{"file": "a.png"', "cannot be read"),
         ("captions.jsonl", '{"file": "a.png", "caption": 3}', "record 1"),
     ],
@@ -162,6 +230,16 @@ def test_rows_of_a_data_set(clips):
         row_entries([], "it", {})
     with pytest.raises(InputError, match="it has the columns video, text; one of words"):
         row_entries(rows, "it", {"caption_column": "words"})
+
+
+def test_broken_files_of_one_name_are_all_counted(on_folder, tmp_path, caplog):
+    rows = []
+    for folder_name in ("a", "b"):
+        (tmp_path / folder_name).mkdir()
+        (tmp_path / folder_name / "video.mp4").write_bytes(b"nothing")
+        rows.append({"video": str(tmp_path / folder_name / "video.mp4"), "caption": "c"})
+    with pytest.raises(InputError, match="no readable clip: of 2, not one"):
+        Trainer(on_folder(), entries=row_entries(rows, "rows", {}), progress=False)
 
 
 def test_a_data_set_that_cannot_be_loaded(monkeypatch, clips):

@@ -159,6 +159,11 @@ def test_what_cannot_be_resumed(configured, models, caches, tmp_path):
     with pytest.raises(InputError, match="made with steps = 2.*says 3.*constant"):
         Trainer(configured(steps=3), resume=True)
     path = tmp_path / "run" / "checkpoints" / "step-2" / "state.json"
+    written = path.read_text()
+    path.write_text(written.replace('"processes": 1', '"processes": 4'))
+    with pytest.raises(InputError, match="was made by 4 process.* this run has 1"):
+        Trainer(configured(steps=2), resume=True)
+    path.write_text(written)
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "other'))
     with pytest.raises(InputError, match="made with other data"):
         Trainer(configured(steps=2), resume=True)
@@ -214,6 +219,39 @@ def test_a_loss_that_is_no_number_stops_the_run(configured):
     trainer = Trainer(configured(), progress=False)
     trainer.trained["out.2.bias"].data[0] = math.nan
     with pytest.raises(NumericalError, match="The loss is nan at step 1"):
+        trainer.run()
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(configured, tmp_path):
+    trainer = Trainer(configured(log_every=4, checkpoint_every=1), progress=False)
+    trainer.step = 0
+    step, weights = trainer._step, {}
+
+    def poisoned():
+        if trainer.step == 2:
+            trainer.trained["out.2.bias"].register_hook(lambda gradient: gradient * math.inf)
+            weights.update({name: value.detach().clone() for name, value in trainer.trained.items()})
+        return step()
+
+    trainer._step = poisoned
+    with pytest.raises(NumericalError, match="The gradient is (inf|nan) at step 3.* checkpoint is as it"):
+        trainer.run()
+    assert weights and all(torch.equal(value, weights[name]) for name, value in trainer.trained.items())
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-1", "step-2"]
+
+
+def test_a_full_disk_at_the_curve_is_told(configured, tmp_path):
+    trainer = Trainer(configured(), progress=False)
+    step = trainer._step
+
+    def then_a_folder():  # in the place of the file: it cannot be written
+        (tmp_path / "run" / "curve.jsonl").unlink()
+        (tmp_path / "run" / "curve.jsonl").mkdir()
+        return step()
+
+    trainer._step = then_a_folder
+    with pytest.raises(OutputError, match=r"curve\.jsonl cannot be written"):
         trainer.run()
 
 

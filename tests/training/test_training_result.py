@@ -9,15 +9,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from modelscope_i2v.checkpoints.convert import convert
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.cli.main import main
-from modelscope_i2v.errors import CheckpointError, InputError, NumericalError
+from modelscope_i2v.errors import CheckpointError, InputError, NumericalError, OutputError
+from modelscope_i2v.evaluation import evaluate
 from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.training import card
+from modelscope_i2v.training import card, result
 from modelscope_i2v.training.curves import running_mean
 from modelscope_i2v.training.machine import Machine
 from modelscope_i2v.training.progress import remaining
@@ -178,6 +180,58 @@ def test_a_data_set_for_a_trainer(models, tmp_path):
         "text-to-video-synthesis-trainer", {"model": directory, "work_dir": str(tmp_path), **settings}
     )
     assert trainer.train() == tmp_path / "model" and len(trainer.trainer.batches.data) == 3
+
+
+def test_a_data_set_is_read_as_the_file_says(models, tmp_path):
+    from modelscope.trainers import build_trainer
+
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    rows = [{"picture": Image.fromarray(pixels), "words": "c"}]
+    data = {"folder": "elsewhere", "height": 16, "width": 24}
+    data |= {"file_column": "picture", "caption_column": "words"}
+    values = {"data": data, "frames": 1, "steps": 1, "warmup": 0, "batch_size": 1, "device": "cpu"}
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps({**values, "model": str(models("text-to-video-synthesis")), "output": "x"}))
+    settings = {"cfg_file": str(file), "work_dir": str(tmp_path), "train_dataset": rows, "progress": False}
+    trainer = build_trainer("text-to-video-synthesis-trainer", settings).trainer
+    cut = trainer.batches.data.cut
+    assert (cut.height, cut.width) == (16, 24) and trainer.batches.data.captions == ("", "c")
+
+
+def test_lora_is_evaluated_beside_its_model(configured, tmp_path):
+    from modelscope.trainers import build_trainer
+
+    name = "text-to-video-synthesis"
+    config = configured(name, mode="lora", lora={"rank": 2}, steps=3, lr=0.1, warmup=0)
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(config.to_dict()))
+    trainer = build_trainer(f"{name}-trainer", {"cfg_file": str(file), "progress": False})
+    trainer.train()
+    wish = {"clips": 2, "num_inference_steps": 2, "height": 32, "width": 32, "num_frames": 3}
+    wish["output"] = tmp_path / "evaluation"
+    assert "colour right, all" in trainer.evaluate(**wish)
+    generator = VideoGenerator.from_directory(config.model, device="cpu")
+    plain = [clip["seen"] for clip in evaluate(generator, **{**wish, "output": None}).clips]
+    generator.load_lora(config.output + "/lora.safetensors")
+    changed = [clip["seen"] for clip in evaluate(generator, **{**wish, "output": None}).clips]
+    report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    assert [clip["seen"] for clip in report["clips"]] == json.loads(json.dumps(changed)) != plain
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("no space")])
+def test_a_full_disk_leaves_the_model_that_was_there(configured, tmp_path, monkeypatch, error):
+    trainer = Trainer(configured(steps=1, warmup=0), progress=False)
+    model = trainer.run()
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(result, "save_file", full)
+    with pytest.raises(OutputError, match="The model .*model cannot be written: .*o space"):
+        trainer.write(model)
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+    assert [path.name for path in model.parent.iterdir() if path.name.startswith(".")] == []
 
 
 def test_the_command(configured, tmp_path, capsys):
