@@ -76,6 +76,10 @@ def free_memory(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "alloc_failed")
+"""What errors say, in small letters, of CPUs, of drivers and MPS, and of CUDA's libraries."""
+
+
 class out_of_memory_told(contextlib.AbstractContextManager[None]):
     """Turns the device's out-of-memory errors into one that says what needs less.
 
@@ -87,18 +91,16 @@ class out_of_memory_told(contextlib.AbstractContextManager[None]):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         text = str(error)
-        if not (
-            isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            or (isinstance(error, RuntimeError) and "allocate memory" in text.lower())
-        ):
+        said = isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _OUT_OF_MEMORY)
+        if not (said or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
             return
         # Its frames hold all that was computed so far, and whoever has the error wants that memory back.
         error.__traceback__ = None
         del trace
-        said = f" By this package's count, {self.advice()}" if self.advice else ""
+        count = f" By this package's count, {self.advice()}" if self.advice else ""
         reason = text.splitlines()[0] if text else type(error).__name__
         raise OutOfMemoryError(
-            f"The device has too little free memory.{said} These need less: a smaller height, width or "
+            f"The device has too little free memory.{count} These need less: a smaller height, width or "
             "num_frames, memory='offload' or 'minimal', sequential_guidance=True, decode_chunk_size=1, "
             f"batch_size=1, dtype='fp16' or 'bf16'. ({reason})"
         ) from error

@@ -42,7 +42,7 @@ from .sampling.anchor import anchored
 from .sampling.guidance import denoiser, guided, in_interval
 from .sampling.noise import NoiseSource, SolverNoise
 from .sampling.schedules import SCHEDULES
-from .sampling.solvers import SOLVERS, Denoiser, ddim_inversion
+from .sampling.solvers import SOLVERS, Denoiser, ddim_inversion, inversion_timesteps
 from .speed import SPEEDS
 
 Conditions = Mapping[str, Tensor]
@@ -224,7 +224,8 @@ class VideoGenerator:
     def generate(self, batch: list[Job]) -> Tensor:
         """Latents of one batch of alike jobs: [b, 4, f, height / 8, width / 8], fp32."""
         sample = batch[0].sample
-        with room.making(self, sample.options, sample.num_frames), kept_memory(self.device):
+        making = room.making(self, sample.options, sample.num_frames, len(batch))
+        with making, kept_memory(self.device):
             positive, negative = self.condition(batch)
             start = self.start(batch, negative)
             latents = self.denoise(start, positive, negative, batch)
@@ -316,13 +317,17 @@ class VideoGenerator:
         """
         schedule = SCHEDULES["cosine"]()
         reach = self.family.start_timestep(options.strength) + 1
-        steps = min(options.num_inference_steps, reach)
-        with self.placement.working(self.unet), bar(steps, "Inverting", options.progress) as inverting:
+        timesteps = inversion_timesteps(min(options.num_inference_steps, reach), reach)
+
+        def run() -> Tensor:
             denoise = denoiser(self.unet.conditioned(**negative), schedule, self.family.prediction)
-            for latents in ddim_inversion(denoise, video, schedule, steps, reach):
-                video = latents
-                inverting.update()
-        return video
+            latents = video
+            with bar(len(timesteps), "Inverting", options.progress) as inverting:
+                for latents in ddim_inversion(denoise, video, schedule, timesteps):  # noqa: B007
+                    inverting.update()
+            return latents
+
+        return self._finite("inverting", self.unet, run)
 
     def _given(self, job: Job, noise: Tensor) -> Tensor:
         """The caller's ``latents`` in place of ``noise`` [4, f, h, w], where they were given."""
@@ -417,19 +422,18 @@ class VideoGenerator:
     @torch.inference_mode()
     def decode(self, latents: Tensor, options: Options) -> Tensor:
         """Scaled latents [4, f, h, w] as frames [f, 3, h·8, w·8], about -1..1, fp32 on the CPU."""
-        making = room.making(self, options, latents.shape[1])
-        options = self.placement.options(options)
-        parts = (latents.transpose(0, 1).to(self.device) / LATENT_SCALE).split(options.decode_chunk_size)
+        with room.making(self, options, latents.shape[1]), kept_memory(self.device):
+            options = self.placement.options(options)
+            parts = (latents.transpose(0, 1).to(self.device) / LATENT_SCALE).split(options.decode_chunk_size)
 
-        def decoded() -> Tensor:
-            frames = []
-            with bar(latents.shape[1], "Decoding", options.progress, "frame") as decoding:
-                for part in parts:
-                    frames.append(tiled_decode(self.autoencoder, part, options.tile_size).cpu())
-                    decoding.update(len(part))
-            return torch.cat(frames)
+            def decoded() -> Tensor:
+                frames = []
+                with bar(latents.shape[1], "Decoding", options.progress, "frame") as decoding:
+                    for part in parts:
+                        frames.append(tiled_decode(self.autoencoder, part, options.tile_size).cpu())
+                        decoding.update(len(part))
+                return torch.cat(frames)
 
-        with making, kept_memory(self.device):
             return self._finite("decoding", self.autoencoder, decoded)
 
     def _finite(self, what: str, network: torch.nn.Module, compute: Callable[[], Tensor]) -> Tensor:

@@ -294,6 +294,10 @@ def resolve(
     options = Options(**{name: check(name, value) for name, value in values.items()})
     if options.seed is not None and options.generator is not None:
         raise InputError("seed and generator both say where the noise comes from; give one of them.")
+    if options.latents is not None and options.latents.ndim == 5:
+        count = len(options.latents)
+        if count not in (1, options.num_videos):
+            raise InputError(f"latents has noise for {count} videos, and num_videos is {options.num_videos}.")
     return options
 
 

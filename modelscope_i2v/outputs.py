@@ -38,11 +38,16 @@ def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]
     if isinstance(output_video, (list, tuple)):
         if len(output_video) != count:
             raise InputError(f"output_video lists {len(output_video)} paths for {count} videos.")
-        return [check_output(path) for path in output_video]
+        paths = [check_output(path) for path in output_video]
+        for number, path in enumerate(paths):
+            if path.resolve() in [other.resolve() for other in paths[:number]]:
+                raise InputError(f"output_video lists {str(path)!r} twice; each video needs its own.")
+        return paths
     path = check_output(output_video)
     if count == 1:
         return [path]
-    return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(1, count + 1)]
+    numbered = (path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(1, count + 1))
+    return [check_output(each) for each in numbered]
 
 
 def blacken(frames: Tensor, content: tuple[int, int, int, int] | None) -> Tensor:

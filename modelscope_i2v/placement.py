@@ -49,6 +49,10 @@ def frugal(options: Options) -> Options:
     )
 
 
+_brought: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks that are on a device for the thread that has them alone."""
+
+
 class Placement:
     """Brings networks to a device for their work and takes them away after it.
 
@@ -58,7 +62,7 @@ class Placement:
             it works. ``minimal``: as that, but of the U-Net two blocks at most, one that computes and the
             next; and all computes in parts, see :func:`frugal` and :mod:`.networks.chunking`.
         moves: whether weights move at all. On a CPU they are mapped files, and stay.
-        adapts: whether :meth:`shrink` is wanted.
+        adapts: whether calls may :meth:`begin` with other modes.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class Placement:
     ) -> None:
         self.device, self.mode, self.adapts = device, mode, adapts
         self.moves = device.type != "cpu" if moves is None else moves
-        self._guard, self._active = threading.Lock(), 0
+        self._chosen = mode
+        self._guard, self._active, self._calls = threading.Lock(), 0, 0
         self._streams: weakref.WeakKeyDictionary[nn.Module, Stream] = weakref.WeakKeyDictionary()
 
     @property
@@ -84,10 +89,11 @@ class Placement:
 
         In modes other than ``resident`` one thread at a time has a network; one that has it may ask again.
         """
-        with self._counted() as mode, access(network).taken(alone=mode != "resident") as first:
+        with self._counted() as mode, access(network).taken(alone=mode != "resident"):
             if mode == "resident":
                 self._fetch(network)
-            with self._brought(network) if first and mode != "resident" else contextlib.nullcontext():
+            away = mode != "resident" and network not in _brought
+            with self._bringing(network) if away else contextlib.nullcontext():
                 yield
 
     @contextlib.contextmanager
@@ -97,17 +103,23 @@ class Placement:
         with self._counted(), access(network).taken(alone=True):
             yield
 
-    def shrink(self, mode: str, networks: Iterable[nn.Module]) -> None:
-        """Goes over to a mode that takes less memory, unless it is the present one or another thread works.
-
-        Never to one that takes more: what is free now, a next call may need.
-        """
+    def begin(self, mode: str, networks: Iterable[nn.Module]) -> None:
+        """A call begins: until its :meth:`end` it has this mode if that takes less memory than the present
+        one and no other thread works."""
         with self._guard:
-            if MODES.index(mode) <= MODES.index(self.mode) or self._active:
-                return
-            self.mode = mode
-            for network in networks:
-                send(network, self.home)
+            if MODES.index(mode) > MODES.index(self.mode) and not self._active:
+                self.mode = mode
+                for network in networks:
+                    send(network, self.home)
+            self._calls += 1
+
+    def end(self) -> None:
+        """A call is over. After the last one the mode is what it was chosen to be; networks come back when
+        they work next."""
+        with self._guard:
+            self._calls -= 1
+            if not self._calls:
+                self.mode = self._chosen
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[str]:
@@ -128,8 +140,10 @@ class Placement:
                 _move(network, self.device)
 
     @contextlib.contextmanager
-    def _brought(self, network: nn.Module) -> Iterator[None]:
+    def _bringing(self, network: nn.Module) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
+            _brought.add(network)
+            stack.callback(_brought.discard, network)
             streams = self.mode == "minimal" and isinstance(network, STUNet)
             if streams:
                 stack.enter_context(chunked(network, CHUNK_TOKENS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,33 +39,51 @@ def placement(
     return Placement(device, memory_model.choose(networks, options, dtype, device), adapts=True)
 
 
-def making(generator: VideoGenerator, options: Options, frames: int) -> AbstractContextManager[None]:
-    """Makes a video of these options, or a part of it, within the memory that there is.
+class making(out_of_memory_told):
+    """Makes videos of these options, or a part of them, within the memory that there is.
 
-    A mode that ``auto`` found, and that has too little room for this video, gives way to a smaller one.
+    A mode that ``auto`` found, and that has too little room for them, gives way to a smaller one meanwhile.
     Memory that runs out all the same becomes an error that says what would fit.
 
     Args:
-        frames: of this video.
+        frames: of each video.
+        videos: how many are made at once.
     """
-    options = dataclasses.replace(options, num_frames=frames)
-    place, device = generator.placement, generator.device
-    networks = memory_model.Model(
-        generator.unet.config,
-        generator.autoencoder.config,
-        generator.clip,
-        generator.family.reads_text,
-        generator.quantization,
-    )
-    every = (generator.unet, generator.autoencoder, generator.text_encoder, generator.image_encoder)
-    parts = [part for part in every if part is not None]
-    weights = [tensor for part in parts for tensor in stored(part.parameters())]
-    there = sum(tensor.nbytes for tensor in weights if tensor.device.type == device.type)
-    if place.adapts:
-        place.shrink(memory_model.choose(networks, options, generator.dtype, device, there), parts)
 
-    def advice() -> str:
-        free = (free_memory(device) or 0) + there
-        return memory_model.advice(networks, options, generator.dtype, place.mode, free, device.type)
+    def __init__(self, generator: VideoGenerator, options: Options, frames: int, videos: int = 1) -> None:
+        self.options = dataclasses.replace(options, num_frames=frames, batch_size=videos)
+        self.place, self.device, self.dtype = generator.placement, generator.device, generator.dtype
+        self.model = memory_model.Model(
+            generator.unet.config,
+            generator.autoencoder.config,
+            generator.clip,
+            generator.family.reads_text,
+            generator.quantization,
+        )
+        every = (generator.unet, generator.autoencoder, generator.text_encoder, generator.image_encoder)
+        self.networks = [network for network in every if network is not None]
+        super().__init__(self._advice if self.device.type == "cuda" else None)
 
-    return out_of_memory_told(advice if device.type == "cuda" else None)
+    def __enter__(self) -> None:
+        mode = self.place.mode
+        if self.place.adapts:
+            there = self._there()
+            mode = memory_model.choose(self.model, self.options, self.dtype, self.device, there)
+        self.place.begin(mode, self.networks)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        del trace  # it leads to the frames of the call, which the base lets go
+        try:
+            super().__exit__(kind, error, None)
+        finally:
+            self.place.end()
+
+    def _there(self) -> int:
+        """Bytes of weights on the device."""
+        weights = [tensor for network in self.networks for tensor in stored(network.parameters())]
+        return sum(tensor.nbytes for tensor in weights if tensor.device.type == self.device.type)
+
+    def _advice(self) -> str:
+        free = (free_memory(self.device) or 0) + self._there()
+        place = self.place.mode, free, self.device.type
+        return memory_model.advice(self.model, self.options, self.dtype, *place)

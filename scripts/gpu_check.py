@@ -132,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("PyTorch sees no GPU here.", file=sys.stderr)
         return 1
     if device.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = False  # or convolutions in fp32 would not be in fp32
         print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}")
     failed, began = 0, time.perf_counter()
     for what, found, limit in every_check(device, began):

@@ -20,7 +20,7 @@ from modelscope_i2v.families import Family
 from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.memory_model import MODES, Live, Model
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.layers import cast
+from modelscope_i2v.networks.layers import cast, channels_last
 from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.placement import Placement, send
 
@@ -62,6 +62,7 @@ def random_generator(
                 parameter.normal_(0.0, gain * parameter[0].numel() ** -0.5)
     for network in (unet, autoencoder):
         cast(network, dtype)
+    channels_last(unet)  # as a checkpoint's is
     for tower in filter(None, (text, image)):
         tower.to(encoder_dtype(device, dtype))
     return VideoGenerator(family, unet, autoencoder, text, image, device=device, dtype=dtype, clip=model.clip)

@@ -26,6 +26,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def in_launches(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A kernel over so many samples at a time as a GPU takes in one launch."""
+    rows = max(MAX_BATCH_HEADS // q.shape[1], 1)
+    if len(q) <= rows:
+        return kernel(q, k, v)
+    return torch.cat([kernel(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows))])
+
+
 def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Matrix products over so many rows at a time that the weights between them stay in a CPU's cache.
 
@@ -113,12 +121,7 @@ class Attention(nn.Module):
         x = x.to(self.to_q.weight.dtype)
         q = self._heads(self.to_q(x))
         k, v = self.keys_values(x) if keys is None else (keys, values)
-        rows = max(MAX_BATCH_HEADS // self.heads, 1)
-        if len(q) <= rows:
-            out = self.kernel(q, k, v)
-        else:
-            out = torch.cat([self.kernel(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows))])
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(in_launches(self.kernel, q, k, v).transpose(1, 2).flatten(2))
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Of a context [b, m, context_dim]: each [b, heads, m, head_dim]."""

@@ -55,9 +55,10 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
-        h = sdpa(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
-        return x + self.proj_out(h)
+        # A GPU's fused kernels take no other order of memory, and the plain one makes all scores.
+        q, k, v = (conv(h).flatten(2).transpose(1, 2).contiguous() for conv in (self.q, self.k, self.v))
+        h = sdpa(*(part.unsqueeze(1) for part in (q, k, v))).squeeze(1)
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[-2:]))
 
 
 class Downsample(nn.Module):

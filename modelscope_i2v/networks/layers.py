@@ -22,6 +22,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     there is no gradient to keep, which oneDNN's product does not, it is asked for directly.
     """
     x = x.to(weight.dtype)
+    if x.dtype == torch.float16 and is_traceable_wrapper_subclass(weight):
+        weight = weight.dequantize()  # torchao scales what it has summed up, which is too large before
     if _HAS_ONEDNN and _plain(x) and _plain(weight):
         return (_opaque if torch.compiler.is_compiling() else _onednn)(x, weight, bias)
     return F.linear(x, weight, bias)

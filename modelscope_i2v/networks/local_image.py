@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attention import sdpa
+from .attention import in_launches, sdpa
 from .blocks import fold, unfold
 from .layers import Conv2d, LayerNorm, Linear
 
@@ -50,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, f, 4]; returns the same shape."""
         q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, HEAD_DIM)).permute(2, 0, 3, 1, 4)
-        return self.to_out(sdpa(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out(in_launches(sdpa, q, k, v).transpose(1, 2).flatten(2))
 
 
 class PreNorm(nn.Module):

@@ -80,19 +80,24 @@ def ddim(
         yield x
 
 
-def ddim_inversion(
-    denoise: Denoiser, x: Tensor, schedule: Schedule, steps: int, reach: int
-) -> Iterator[Tensor]:
-    """DDIM backwards: from clean latents to the noise, at timestep ``reach``, that they would come from.
+def inversion_timesteps(steps: int, reach: int) -> range:
+    """Where :func:`ddim_inversion` evaluates, as the original has it: 0, reach / steps, … below ``reach``.
 
-    Song et al. (arXiv:2010.02502), section 4.3; the steps are the original's, 0, reach / steps, ….
+    Where the stride is no whole number it is rounded down, and they are more than ``steps``.
+    """
+    return range(0, reach, max(reach // steps, 1))
+
+
+def ddim_inversion(denoise: Denoiser, x: Tensor, schedule: Schedule, timesteps: range) -> Iterator[Tensor]:
+    """DDIM backwards: from clean latents to the noise, after the last timestep, that they would come from.
+
+    Song et al. (arXiv:2010.02502), section 4.3.
     """
     alphas, sigmas = [*schedule.alphas.tolist(), 0.0], [*schedule.sigmas.tolist(), 1.0]
-    stride = max(reach // steps, 1)
-    for t in range(0, reach, stride):
+    for t in timesteps:
         x0 = denoise(x, t)
         direction = (x - alphas[t] * x0) / sigmas[t]
-        s = min(t + stride, len(schedule))
+        s = min(t + timesteps.step, len(schedule))
         x = alphas[s] * x0 + sigmas[s] * direction
         yield x
 

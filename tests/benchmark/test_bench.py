@@ -190,12 +190,20 @@ def small_run(work: Path, minutes: float = 60, repeats: int | None = None) -> ru
     return runs.Run(preset, work, ["image-to-video"], repeats).measure()
 
 
-def test_without_time_nothing_is_measured_and_that_is_said(tmp_path):
-    run = small_run(tmp_path, minutes=0)
+@pytest.mark.parametrize("late", ["at once", "with its checkpoint"])
+def test_without_time_nothing_is_measured_and_that_is_said(tmp_path, monkeypatch, late):
+    make = runs.Checkpoints.make
+
+    def slow(*arguments: Any, **settings: Any) -> Path:
+        monkeypatch.setattr(runs.time, "monotonic", lambda: float("inf"))
+        return make(*arguments, **settings)
+
+    monkeypatch.setattr(runs.Checkpoints, "make", slow)
+    run = small_run(tmp_path, minutes=0 if late == "at once" else 60)
     assert run.rows == []
+    told = {"all"} if late == "at once" else {"ours", "stock"}
     assert {(entry["subject"], entry["why"]) for entry in run.left_out} == {
-        ("ours", runs.NO_TIME),
-        ("stock", runs.NO_TIME),
+        (subject, runs.NO_TIME) for subject in told
     }
     assert not run.failed
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [], "files are left behind"

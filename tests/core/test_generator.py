@@ -176,6 +176,19 @@ def test_several_videos_to_one_path_are_numbered(generators, tmp_path):
     assert [p.rsplit("/", 1)[-1].rsplit("\\", 1)[-1] for p in paths] == ["v-1.mp4", "v-2.mp4"]
     with pytest.raises(InputError, match="3 paths for 2 videos"):
         generator(["a", "b"], output_video=[tmp_path / "x.mp4"] * 3, **QUICK)
+    with pytest.raises(InputError, match=r"lists .*x\.mp4' twice"):
+        generator(["a", "b"], output_video=[tmp_path / "x.mp4"] * 2, **QUICK)
+    (tmp_path / "z-2.mp4").mkdir()
+    with pytest.raises(OutputError, match=r"z-2\.mp4"):
+        generator(["a"], output_video=tmp_path / "z.mp4", num_videos=2, **QUICK)
+    assert not (tmp_path / "z-1.mp4").exists()
+
+
+def test_noise_for_another_number_of_videos_is_told_first(generators):
+    with pytest.raises(InputError, match="latents has noise for 2 videos, and num_videos is 3"):
+        frames_of(
+            generators["text-to-video-synthesis"], "a", latents=torch.zeros(2, 4, 3, 8, 8), num_videos=3
+        )
 
 
 def test_options_may_stand_in_the_input(generators):
@@ -277,6 +290,8 @@ def test_nan_is_computed_again_in_a_wider_type_then_refused(inputs):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
     ],
 )
@@ -389,6 +404,23 @@ def test_ddim_inversion_runs_with_its_own_guidance(generators, clip):
     assert options.guidance_scale == 2
     two = [frames_of(generator, given, seed=s, inversion="ddim") for s in (1, 1)]
     assert np.array_equal(*two)
+
+
+def test_an_inversion_that_overflows_is_computed_again_too(clip):
+    generator = VideoGenerator.from_directory(model_directory("video-to-video"), device="cpu", dtype="bf16")
+    denoise, calls = generator.unet.denoise, []
+
+    def overflows_once(*args, **kwargs):
+        calls.append(generator.unet.out[2].weight.dtype)
+        out = denoise(*args, **kwargs)
+        return out * float("nan") if len(calls) == 1 else out
+
+    generator.unet.denoise = overflows_once
+    with pytest.warns(
+        UserWarning, match="Inverting in torch.bfloat16 gave NaN or infinity; it is done again"
+    ):
+        frames_of(generator, {"video_path": clip, "text": "a"}, seed=1, inversion="ddim")
+    assert torch.float32 in calls and calls[-1] == torch.bfloat16
 
 
 def test_frames_in_memory_are_a_video_too(generators, inputs):

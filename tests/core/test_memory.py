@@ -131,6 +131,20 @@ def test_weights_that_were_cast_meanwhile(mode):
 
 
 @MOVING
+def test_it_is_on_the_device_also_while_it_changes(mode):
+    """As :meth:`VideoGenerator._finite` repeats work in fp32."""
+    unet, placement = small_unet(), moving(mode)
+    home, there = set(addresses(unet)), set()
+    hook = unet.middle_block[1].proj_in.register_forward_hook(
+        lambda layer, *_: there.add(layer.weight.data_ptr())
+    )
+    with placement.changing(unet), placement.working(unet), placement.working(unet):
+        evaluated(unet)
+    hook.remove()
+    assert there and not there & home
+
+
+@MOVING
 def test_two_threads_take_turns(mode):
     """Two generators may share a network, as a cascade's do."""
     unet, found = small_unet(), []
@@ -199,11 +213,11 @@ def test_tiles_are_an_option_of_a_call(generator):
     assert np.abs(whole.astype(int) - tiled).max() <= 1
 
 
-def test_auto_goes_over_to_a_smaller_mode_once_a_video_needs_it(generator, monkeypatch):
-    wanted, asked = frames_of(generator), []
+def test_auto_goes_over_to_a_smaller_mode_while_a_video_needs_it(generator, monkeypatch):
+    wanted, asked, modes = frames_of(generator), [], set()
 
     def choose(model, options, dtype, device, there):
-        asked.append((options.num_frames, there))
+        asked.append((options.num_frames, options.batch_size, there))
         return "offload" if options.num_frames > 2 else "resident"
 
     monkeypatch.setattr("modelscope_i2v.memory_model.choose", choose)
@@ -211,13 +225,14 @@ def test_auto_goes_over_to_a_smaller_mode_once_a_video_needs_it(generator, monke
     try:
         frames_of(generator)
         assert generator.placement.mode == "resident"
-        frames_of(generator, num_frames=3)
-        assert generator.placement.mode == "offload"
-        assert np.array_equal(frames_of(generator), wanted)
-        assert generator.placement.mode == "offload"
+        frames_of(generator, num_frames=3, callback=lambda *_: modes.add(generator.placement.mode))
+        assert modes == {"offload"}
+        assert generator.placement.mode == "resident"
+        assert np.array_equal(frames_of(generator, batch_size=4), wanted)
     finally:
         generator.placement = Placement(CPU, "resident")
-    assert {frames for frames, _ in asked} == {2, 3} and all(there > 0 for _, there in asked)
+    assert {frames for frames, *_ in asked} == {2, 3} and all(there > 0 for *_, there in asked)
+    assert {videos for _, videos, _ in asked} == {1}
 
 
 def test_modes_on_a_cpu(generator):

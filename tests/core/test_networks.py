@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from modelscope_i2v.allocator import kept_memory
 from modelscope_i2v.errors import InputError
 from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.networks import attention
+from modelscope_i2v.networks import attention, autoencoder, local_image
 from modelscope_i2v.networks.attention import Attention, use_kernel
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.blocks import FeedForward, SpatialTransformer
@@ -126,6 +126,28 @@ def test_attention_splits_what_a_gpu_kernel_cannot_take(monkeypatch):
     module.kernel = kernel
     assert torch.allclose(module(x), whole, atol=1e-6)
     assert len(seen) == 7 and max(seen) <= 35
+
+    seen.clear()
+    of_picture = local_image.Attention()
+    x = torch.randn(50, 6, local_image.CHANNELS)
+    monkeypatch.setattr(local_image, "sdpa", kernel)
+    parts = of_picture(x)
+    assert len(seen) > 1 and max(seen) <= 35
+    monkeypatch.setattr(attention, "MAX_BATCH_HEADS", 65_535)
+    assert torch.allclose(parts, of_picture(x), atol=1e-6)
+
+
+def test_the_autoencoders_attention_gives_kernels_the_order_they_take(monkeypatch):
+    """In the memory order that networks have on a GPU, fused kernels refuse anything else."""
+    seen = []
+
+    def kernel(*parts):
+        seen.extend(part.stride(-1) for part in parts)
+        return attention.sdpa(*parts)
+
+    monkeypatch.setattr(autoencoder, "sdpa", kernel)
+    autoencoder.AttnBlock(32)(torch.randn(2, 32, 4, 6))
+    assert seen == [1, 1, 1]
 
 
 @pytest.mark.parametrize("cached", [1, 60, 350, 10_000])  # a row, some rows, some samples, all at a time

@@ -51,6 +51,17 @@ def test_weights_are_smaller_and_the_output_is_close(dtype, most):
     assert 1e-4 < relative_rms(evaluated(unet), plain) < most
 
 
+def test_outputs_of_a_hundred_are_finite_in_fp16():
+    """A sum of products with integers, before it is scaled, would be past fp16's largest number."""
+    torch.manual_seed(0)
+    layer = Linear(640, 640).requires_grad_(False)
+    x = 40 * torch.randn(4, 640)
+    plain = layer(x)
+    found = quantize(torch.nn.Sequential(layer).half(), "int8")(x)
+    assert plain.abs().max() > 70 and found.dtype == torch.float16
+    assert 1e-4 < relative_rms(found, plain) < 0.02
+
+
 def test_a_network_is_cast_and_cast_back():
     unet = quantize(cast(small_unet(), torch.bfloat16), "int8")
     short = evaluated(unet)

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from modelscope_i2v.sampling.guidance import denoiser, guided
 from modelscope_i2v.sampling.noise import NoiseSource, SolverNoise
 from modelscope_i2v.sampling.schedules import SCHEDULES, sqrt_linear, zero_terminal_snr
-from modelscope_i2v.sampling.solvers import SOLVERS, ddim_inversion, ddim_timesteps, trailing
+from modelscope_i2v.sampling.solvers import (
+    SOLVERS,
+    ddim_inversion,
+    ddim_timesteps,
+    inversion_timesteps,
+    trailing,
+)
 
 MEAN, SPREAD = 0.7, 0.4
 SHAPE = (2, 4, 3, 8, 8)
@@ -214,7 +220,7 @@ def test_brownian_stretches_have_unit_variance_and_do_not_overlap():
 def test_ddim_inversion_undoes_ddim():
     schedule = sqrt_linear()
     clean = MEAN + SPREAD * torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    *_, noise = ddim_inversion(gaussian_denoiser(schedule), clean, schedule, 200, 1000)
+    *_, noise = ddim_inversion(gaussian_denoiser(schedule), clean, schedule, inversion_timesteps(200, 1000))
     assert float(noise.std()) == pytest.approx(1, rel=0.05) and abs(float(noise.mean())) < 0.1
     sources = SolverNoise([NoiseSource(0), NoiseSource(1)])
     *_, back = SOLVERS["ddim"](gaussian_denoiser(schedule), noise, schedule, 200, 999, sources, 0.0)
@@ -223,5 +229,7 @@ def test_ddim_inversion_undoes_ddim():
 
 def test_ddim_inversion_takes_vgens_steps():
     asked = []
-    steps = ddim_inversion(lambda x, t: asked.append(t) or x, torch.ones(SHAPE), sqrt_linear(), 30, 600)
+    timesteps = inversion_timesteps(30, 600)
+    steps = ddim_inversion(lambda x, t: asked.append(t) or x, torch.ones(SHAPE), sqrt_linear(), timesteps)
     assert len(list(steps)) == 30 and asked == list(range(0, 600, 20))
+    assert len(inversion_timesteps(350, 600)) == 600  # as the original rounds

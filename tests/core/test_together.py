@@ -214,12 +214,19 @@ def test_the_mode_changes_between_calls_only(generator, mode):
     thread = threading.Thread(target=works)
     thread.start()
     working.wait(LATE)
-    placement.shrink("minimal", [generator.unet])
+    placement.begin("minimal", [generator.unet])
     assert placement.mode == mode
     over.set()
     thread.join(LATE)
-    placement.shrink("minimal", [generator.unet])
+    placement.end()
+    assert placement.mode == mode
+    for smaller in ("minimal", "offload"):
+        placement.begin(smaller, [generator.unet])
+        assert placement.mode == "minimal"
+    placement.end()
     assert placement.mode == "minimal"
+    placement.end()
+    assert placement.mode == mode
 
 
 def test_memory_is_counted_from_two_threads():
