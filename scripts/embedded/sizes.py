@@ -28,12 +28,12 @@ UNET = {
     "unet_attn_scales": [1, 0.5, 0.25],
     "unet_dropout": 0.0,
 }
-_SAMPLING = {"scheduler": "unipc", "num_inference_steps": 20, "guidance_scale": 3.0}
+_SAMPLING = {"num_inference_steps": 20, "guidance_scale": 3.0}
 FAMILIES = {
     # Near pure noise, ε has to be right to a fifteenth for a picture to come out; a small network learns v.
     "text-to-video-synthesis": {"mean_type": "v", **_SAMPLING},
-    "image-to-video": {"target_fps": FPS, **_SAMPLING},
-    "i2vgen-xl": {"target_fps": FPS, "negative_prompt": "", **_SAMPLING},
+    "image-to-video": {"target_fps": FPS, "scheduler": "unipc", **_SAMPLING},
+    "i2vgen-xl": {"target_fps": FPS, "negative_prompt": "", "scheduler": "unipc", **_SAMPLING},
     # Its rows are halved with two more on each side, which 12 rows survive once.
     "video-to-video": {
         "unet_dim_mult": [1, 1],
