@@ -86,7 +86,7 @@ class Run:
     ) -> None:
         self.preset = preset
         self.work = work
-        self.families = [name for name in preset.order if name in families]
+        self.families = [name for name in ORDER if name in families]
         self.repeats = repeats
         self.device = torch.device(preset.device)
         self.begin = time.monotonic()
