@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from unittest import mock
 
+from torch import nn
+
 from modelscope_i2v import memory_model, placement
 from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.placement import MODES, Placement
@@ -17,6 +19,14 @@ TOKENS = 100
 __all__ = ["MODES", "OPTIONS", "TOKENS", "working_in"]
 
 
+class Watched(Placement):
+    """A placement that remembers in which modes networks worked."""
+
+    def working(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
+        self.modes = getattr(self, "modes", set()) | {self.mode}
+        return super().working(network)
+
+
 @contextlib.contextmanager
 def working_in(generator: VideoGenerator, mode: str) -> Iterator[None]:
     """Within it, the generator works in that mode as on a GPU, where ``auto`` finds little memory free."""
@@ -25,11 +35,11 @@ def working_in(generator: VideoGenerator, mode: str) -> Iterator[None]:
         mock.patch.object(placement, "CHUNK_TOKENS", TOKENS),
         mock.patch.object(memory_model, "choose", lambda *_: "minimal"),
     ):
-        generator.placement = Placement(
-            generator.device, "resident" if adapts else mode, adapts=adapts, moves=True
-        )
+        chosen = "resident" if adapts else mode
+        generator.placement = Watched(generator.device, chosen, adapts=adapts, moves=True)
         try:
             yield
-            assert generator.placement.mode == ("minimal" if adapts else mode)
+            assert generator.placement.modes == {"minimal" if adapts else mode}
+            assert generator.placement.mode == chosen
         finally:
             generator.placement = before
