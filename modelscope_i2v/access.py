@@ -25,8 +25,8 @@ class Access:
         self._wanted_alone = 0
 
     @contextlib.contextmanager
-    def taken(self, alone: bool) -> Iterator[bool]:
-        """Waits until the thread can have it; yields whether it did not have it before."""
+    def taken(self, alone: bool) -> Iterator[None]:
+        """Waits until the thread can have it."""
         me = threading.get_ident()
         with self._changed:
             self._wanted_alone += alone
@@ -34,11 +34,11 @@ class Access:
                 self._changed.wait_for(lambda: self._is_free(me, alone))
             finally:
                 self._wanted_alone -= alone
-            first, before = not self._depths[me], self._alone
+            before = self._alone
             self._depths[me] += 1
             self._alone = alone or before
         try:
-            yield first
+            yield
         finally:
             with self._changed:
                 self._depths[me] -= 1

@@ -123,9 +123,9 @@ def main() -> None:
         kept = Kept(towers, frames[:1000, 0].float() / 255)
         towers.clip.requires_grad_(False).visual.requires_grad_(True)
     learned = [parameter for parameter in towers.parameters() if parameter.requires_grad]
-    layers = [*towers.clip.visual.parameters(), *towers.clip.transformer.parameters()]
-    muon = [p for p in layers if p.requires_grad and p.ndim > 1]
-    others = [p for p in learned if not any(p is matrix for matrix in muon)]
+    layers = {*towers.clip.visual.parameters(), *towers.clip.transformer.parameters()}
+    muon = [p for p in learned if p in layers and p.ndim > 1]
+    others = [p for p in learned if p not in layers or p.ndim < 2]
     optimizers = [
         Muon(muon, lr=args.lr, weight_decay=0.01),
         torch.optim.AdamW(others, lr=args.lr, weight_decay=0.01),
