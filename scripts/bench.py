@@ -12,11 +12,15 @@ import dataclasses
 import datetime
 import json
 import os
+import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+FILES_GB = 35
+"""What checkpoints of the hub's sizes take on the disk."""
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
@@ -48,7 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--minutes", type=float, help="after so long nothing new is started; in place of the preset's"
     )
     parser.add_argument("--output", type=Path, help="default: benchmarks/<date>-<preset>-<hardware>")
-    parser.add_argument("--work-dir", type=Path, help="where 35 GB of files go; a temporary folder")
+    parser.add_argument("--work-dir", type=Path, help=f"where {FILES_GB} GB of files go; a temporary folder")
     args = parser.parse_args(arguments)
     unknown = [name for name in args.only if name not in ORDER]
     if unknown:
@@ -83,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         presets = tuple(dataclasses.replace(preset, minutes=args.minutes) for preset in presets)
     if any(preset.device == "cuda" for preset in presets) and not torch.cuda.is_available():
         print(f"--preset {args.preset} needs a GPU, and PyTorch sees none here.", file=sys.stderr)
+        return 1
+    free = shutil.disk_usage(args.work_dir or tempfile.gettempdir()).free / 1e9
+    if free < FILES_GB and not all(preset.small for preset in presets):
+        print(f"--work-dir: {FILES_GB} GB of files go there, and {free:.0f} GB are free.", file=sys.stderr)
         return 1
     runs = []
     with tempfile.TemporaryDirectory(prefix="bench-", dir=args.work_dir, ignore_cleanup_errors=True) as work:

@@ -110,7 +110,8 @@ class Run:
         with bar(total, "Measuring", unit="case") as progress:
             for name in self.families:
                 if time.monotonic() < self.deadline:
-                    self._family(name, checkpoints, progress.update)
+                    with self._told(name, "all", "all", "of them"):
+                        self._family(name, checkpoints, progress.update)
                     continue
                 for case in self._cases(name):  # without making its checkpoint
                     self._note(name, case.what, "all", "of them", NO_TIME)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.util
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -242,3 +244,36 @@ def test_work_of_the_hubs_sizes(family, size, tflop):
 def test_work_of_the_autoencoder_grows_with_frames():
     one, three = (count_autoencoder(AutoencoderConfig(), "decode", frames, 8, 8) for frames in (1, 3))
     assert three == pytest.approx(3 * one)
+
+
+def test_a_family_that_cannot_be_made_does_not_lose_the_others(tmp_path, monkeypatch):
+    make = runs.Checkpoints.make
+
+    def failing(checkpoints: runs.Checkpoints, name: str, *others: Any, **settings: Any) -> Path:
+        if name == "text-to-video-synthesis":
+            raise OSError("the disk is full")
+        return make(checkpoints, name, *others, **settings)
+
+    monkeypatch.setattr(runs.Checkpoints, "make", failing)
+    case = Case("encode", 1, 8, 8, repeats=1, warm=False)
+    preset = dataclasses.replace(SMOKE, cases=(case,))
+    run = runs.Run(preset, tmp_path, ["image-to-video", "text-to-video-synthesis"]).measure()
+    assert run.failed
+    assert {row.family for row in run.rows} == {"image-to-video"}
+    assert [(entry["family"], entry["why"]) for entry in run.left_out] == [
+        ("text-to-video-synthesis", "OSError: the disk is full")
+    ]
+
+
+def test_a_disk_that_is_too_small_is_told_at_once(tmp_path, monkeypatch, capsys):
+    sys.path.append(str(SCRIPTS))
+    import bench as package  # noqa: F401  scripts/bench, which scripts/bench.py would hide
+
+    spec = importlib.util.spec_from_file_location("bench_script", SCRIPTS / "bench.py")
+    script_module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script_module)
+    usage = shutil._ntuple_diskusage(100e9, 90e9, 10e9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    assert script_module.main(["--preset", "cpu", "--work-dir", str(tmp_path)]) == 1
+    assert "35 GB of files go there, and 10 GB are free" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
