@@ -31,7 +31,7 @@ setup(
         "xformers": ["xformers"],
         "quantization": ["torchao>=0.18"],
         "evaluate": ["matplotlib", "opencv-python-headless", "scikit-image", "torchmetrics"],
-        "train": ["accelerate", "matplotlib", "peft", "tensorboard"],
+        "train": ["accelerate", "matplotlib", "peft", "safetensors", "tensorboard"],
         "test": lines("tests/requirements.txt"),
     },
     entry_points={"console_scripts": ["modelscope-i2v = modelscope_i2v.cli.main:main"]},

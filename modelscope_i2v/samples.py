@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,8 @@ from .media.images import load_image
 from .media.transforms import center_crop, clip_pixels, content_box, frames_to_tensor
 from .media.videos import Video, read_video
 from .options import Options
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +138,12 @@ def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, t
         video = Video(_frames(source)[: options.num_frames], options.fps or family.fps)
     else:
         video = read_video(source, max_frames=options.num_frames, max_pixels=options.max_pixels)
+        if video.total_frames and video.total_frames > len(video.frames) == options.num_frames:
+            logger.warning(
+                "The input video has %d frames; its first %d are used. num_frames says how many.",
+                video.total_frames,
+                options.num_frames,
+            )
     height, width = options.height, options.width
     content = None
     if options.fit == "pad":

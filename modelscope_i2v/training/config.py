@@ -199,7 +199,9 @@ class TrainConfig:
     model: str = _field(_path, "a model directory in the hub's layout, or an id on the hub")
     output: str = _field(_path, "the directory for checkpoints, curves and the model", harmless=True)
     data: dict[str, Any] = _field(_DATA, "where clips come from")
-    mode: str = _field(_choice(*MODES), "a new U-Net, the whole U-Net, or LoRA beside it", "scratch")
+    mode: str = _field(
+        _choice(*MODES), "scratch: a new U-Net; full: all of the model's own; lora: beside it", "scratch"
+    )
     initial_weights: str | None = _field(
         _or_none(_path), "scratch: a U-Net file whose fitting tensors the new U-Net starts with", None
     )
@@ -210,10 +212,12 @@ class TrainConfig:
     batch_size: int = _field(_whole(1), "clips a step, on each device", 8)
     gradient_accumulation: int = _field(_whole(1), "batches whose gradients are added up for a step", 1)
     lr: float = _field(_number(0, above=True), "learning rate at its highest", 1e-4)
-    lr_schedule: str = _field(_choice("cosine", "constant"), "falls to 0 along a cosine, or stays", "cosine")
+    lr_schedule: str = _field(
+        _choice("cosine", "constant"), "cosine: falls to 0 along one; constant: stays", "cosine"
+    )
     warmup: int = _field(_whole(0), "steps in which the learning rate rises from 0", 100)
     optimizer: str = _field(
-        _choice("adamw", "muon"), "muon learns a new network's rare things sooner", "adamw"
+        _choice("adamw", "muon"), "adamw, or muon, which learns a new network's rare things sooner", "adamw"
     )
     weight_decay: float = _field(_number(), "for weights, but not for norms and biases", 0.01)
     betas: tuple[float, float] = _field(_betas, "of AdamW", (0.9, 0.99))
@@ -222,13 +226,13 @@ class TrainConfig:
     frames: int | None = _field(
         _or_none(_whole(1)), "frames of each training clip; null: all that the data has", None
     )
-    frame_stride: int = _field(_whole(1), "take every so-manieth frame of a clip, at so much less fps", 1)
+    frame_stride: int = _field(_whole(1), "2 takes every other frame, at half the fps", 1)
     from_start: bool = _field(_truth, "frames are a clip's first, not any in a row", False)
     image_ratio: float = _field(_number(0, 1), "share of the batches that are single pictures", 0.0)
     condition_dropout: float = _field(
-        _number(0, 1), "share of the samples trained without their wish, for guidance", 0.1
+        _number(0, 1), "share of the samples trained without text and picture, for guidance", 0.1
     )
-    dropped_text: str = _field(_text, "the text that stands for no wish", "")
+    dropped_text: str = _field(_text, "the text that these have", "")
     noise_offset: float | None = _field(
         _or_none(_number()), "weight of noise shared by a frame's pixels; null: the family's", None
     )
@@ -238,13 +242,19 @@ class TrainConfig:
         None,
     )
     timesteps: Any = _field(
-        _timesteps, "how noise levels are drawn; a power below 1 draws high noise more often", "stratified"
+        _timesteps,
+        'how noise levels are drawn: uniform, stratified or {"power": p}, p below 1 for more high noise',
+        "stratified",
     )
-    loss_weighting: Any = _field(_weighting, "of the squared error, by noise level", "none")
+    loss_weighting: Any = _field(_weighting, 'of the squared error: none, v or {"min_snr": m}', "none")
     gradient_checkpointing: bool = _field(_truth, "compute activations twice, to keep fewer", False, True)
-    mixed_precision: str = _field(_choice("no", "bf16", "fp16"), "the type that networks compute in", "no")
+    mixed_precision: str = _field(
+        _choice("no", "bf16", "fp16"), "the type that networks compute in: no (fp32), bf16 or fp16", "no"
+    )
     attention: str = _field(
-        _choice("sdpa", "matmul", "xformers"), "kernel; matmul is faster backwards in bf16 on a CPU", "sdpa"
+        _choice("sdpa", "matmul", "xformers"),
+        "sdpa, xformers, or matmul, faster backwards in bf16 on a CPU",
+        "sdpa",
     )
     compile: bool = _field(_truth, "torch.compile: slow to start, then faster", False, True)
     device: str | None = _field(_or_none(_text), "cpu, cuda …; null: the best there is", None, True)

@@ -76,8 +76,9 @@ CPU = Preset(
     cases=(
         Case("loading", repeats=1, families=("image-to-video",)),
         Case("evaluation", 4, 16, 16, repeats=2),
-        Case("step", 4, 16, 16, repeats=2, warm=False),
-        Case("evaluation", 8, 32, 56, repeats=1, families=("image-to-video",), warm=False, only=("bf16",)),
+        Case("step", 4, 16, 16, repeats=4, families=("image-to-video",), warm=False),
+        Case("step", 4, 16, 16, repeats=2, families=ORDER[1:], warm=False),
+        Case("evaluation", 8, 32, 56, repeats=2, families=("image-to-video",), only=("bf16",)),
         Case("step", 8, 32, 56, repeats=1, families=("image-to-video",), warm=False),
         Case("encode", 1, 32, 56, repeats=2, families=("image-to-video",), warm=False),
         Case("decode", 1, 32, 56, repeats=2, families=("image-to-video",), warm=False),

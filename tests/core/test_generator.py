@@ -217,6 +217,14 @@ def test_fit_decides_what_becomes_of_another_aspect(generators, clip, fit):
     assert (frames[:, :8] == 0).all() == (fit == "pad")
 
 
+def test_frames_of_an_input_video_that_are_left_out_are_told(generators, clip, caplog):
+    prepare = generators["video-to-video"].prepare
+    assert len(prepare({"video_path": clip}, num_frames=5).frames) == 5
+    assert not caplog.records
+    assert len(prepare({"video_path": clip}, num_frames=3).frames) == 3
+    assert "The input video has 5 frames; its first 3 are used." in caplog.text
+
+
 @pytest.mark.parametrize(
     ("task", "given", "message"),
     [
