@@ -47,8 +47,9 @@ class Study:
     def generator(self, dtype: str) -> VideoGenerator:
         if dtype not in self.generators:
             self.generators.clear()  # one at a time
+            numbers = {"dtype": "fp32", "quantization": "int8"} if dtype == "int8" else {"dtype": dtype}
             self.generators[dtype] = VideoGenerator.from_directory(
-                self.model, device=self.device, dtype=dtype, progress=False
+                self.model, device=self.device, progress=False, **numbers
             )
         return self.generators[dtype]
 
@@ -93,6 +94,13 @@ def compared(made: dict[str, Any], **references: dict[str, Any]) -> dict[str, An
     return {**row, "seconds": made["seconds"]}
 
 
+def scored(made: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
+    """The score of one way, and what it loses against another, clip by clip."""
+    lost = metrics.mean([before - now for before, now in zip(exact["scores"], made["scores"])])
+    told = f"{lost.value:.1f} ({lost.low:.1f} … {lost.high:.1f})"
+    return {"score": metrics.mean(made["scores"]).value, "points lost": None if made is exact else told}
+
+
 def solvers(study: Study, names: Sequence[str], steps: Sequence[int], long: int) -> list[dict[str, Any]]:
     """Every solver at every step count, against DDIM at 50 steps and at ``long``."""
     end = study.make(f"ddim {long}", scheduler="ddim", num_inference_steps=long)
@@ -120,10 +128,8 @@ def speeds(study: Study, steps: int | None, long: int) -> list[dict[str, Any]]:
         made = study.make(name, speed=name, num_inference_steps=count)
         if not rows:
             exact = made
-        lost = metrics.mean([before - now for before, now in zip(exact["scores"], made["scores"])])
-        row = {"speed": name, "score": metrics.mean(made["scores"]).value}
+        row = {"speed": name, **scored(made, exact)}
         if rows:
-            row["points lost"] = f"{lost.value:.1f} ({lost.low:.1f} … {lost.high:.1f})"
             row["PSNR to exact"] = compared(made, exact=exact)["exact"]
             row["times as fast"] = exact["seconds"] / made["seconds"]
         rows.append({**row, **compared(made, **ends)})
@@ -131,12 +137,13 @@ def speeds(study: Study, steps: int | None, long: int) -> list[dict[str, Any]]:
 
 
 def precisions(study: Study, steps: int | None, dtypes: Sequence[str]) -> list[dict[str, Any]]:
-    """Smaller numbers against fp32, with the model's own solver."""
+    """Smaller numbers against fp32, with the model's own solver; ``int8`` weights compute in fp32."""
     exact = study.make("fp32", "fp32", num_inference_steps=steps)
-    rows = [{"dtype": "fp32", **compared(exact)}]
+    rows = [{"dtype": "fp32", **scored(exact, exact), **compared(exact)}]
     for dtype in dtypes:
         made = study.make(dtype, dtype, num_inference_steps=steps)
-        rows.append({"dtype": dtype, **compared(made, **{"PSNR to fp32": exact})})
+        near = compared(made, **{"PSNR to fp32": exact})
+        rows.append({"dtype": dtype, **scored(made, exact), **near})
     return rows
 
 
@@ -206,8 +213,9 @@ def main() -> None:
     parser.add_argument(
         "--dtypes",
         nargs="+",
-        default=["bf16", "fp16"],
-        help="fp16 is very slow on most CPUs: leave it out there",
+        choices=["bf16", "fp16", "int8"],
+        default=["bf16", "fp16", "int8"],
+        help="fp16 is very slow on most CPUs: leave it out there; int8 needs the extra quantization",
     )
     known = ["solvers", "speeds", "precisions", "rescales"]
     parser.add_argument("--parts", nargs="+", choices=known, default=known)
