@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 FILE_COLUMNS = ("file", "file_name", "path", "video", "video:FILE", "image", "image:FILE")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 _SHOWN = 5
+_RATED = 16
+"""Frames by which a video's rate is known: the first two may be further apart than the others."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,7 @@ class Entry:
 
     @property
     def is_picture(self) -> bool:
-        if isinstance(self.source, (str, Path)):
-            return Path(self.name).suffix.lower() in PICTURES
-        return isinstance(self.source, Image.Image)
+        return isinstance(self.source, Image.Image) or Path(self.name).suffix.lower() in PICTURES
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Cut:
         else:
             stride = 1
             if self.fps is not None:
-                stride = max(round(read_video(entry.source, max_frames=2).fps / self.fps), 1)
+                stride = max(round(read_video(entry.source, max_frames=_RATED).fps / self.fps), 1)
             video = read_video(entry.source, max_frames=(self.frames - 1) * stride + 1)
             pixels, fps = video.frames[::stride], video.fps / stride
             least = self.least or self.frames
@@ -116,7 +117,7 @@ def folder_entries(folder: str | Path, captions: str | None = None, *, text: boo
         if not found:
             raise InputError(f"data.folder: {folder} holds no video and no picture.")
         return [Entry(path, "", path.relative_to(folder).as_posix()) for path in found]
-    rows = _rows(file)
+    rows = _rows(file, text)
     missing = [name for name, _ in rows if not (folder / name).is_file()]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -136,8 +137,8 @@ def _captions_file(folder: Path, captions: str | None) -> Path | None:
     return next((path for path in usual if path.is_file()), None)
 
 
-def _rows(file: Path) -> list[tuple[str, str]]:
-    """File names and captions."""
+def _rows(file: Path, text: bool) -> list[tuple[str, str]]:
+    """File names and captions; these are empty where no ``text`` is needed."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             if file.suffix.lower() == ".jsonl":
@@ -148,7 +149,8 @@ def _rows(file: Path) -> list[tuple[str, str]]:
         raise InputError(f"{file} cannot be read: {error}.") from error
     if not records or not all(isinstance(record, Mapping) for record in records):
         raise InputError(f"{file} should have a line for each video, with its file and its caption.")
-    columns = _column(records[0], FILE_COLUMNS, file), _column(records[0], CAPTION_COLUMNS, file)
+    columns = [_column(records[0], FILE_COLUMNS, file)]
+    columns += [_column(records[0], CAPTION_COLUMNS, file)] if text else []
     rows = []
     for number, record in enumerate(records, start=1):
         if None in record:  # where DictReader puts fields that no column is for
@@ -156,10 +158,10 @@ def _rows(file: Path) -> list[tuple[str, str]]:
                 f"{file}: record {number} has more fields than there are columns. A caption with a comma "
                 'belongs in quotes: "a boat, at sea".'
             )
-        name, caption = (record.get(column) for column in columns)
-        if not isinstance(name, str) or not name or not isinstance(caption, str):
+        name, *caption = (record.get(column) for column in columns)
+        if not name or not all(isinstance(value, str) for value in (name, *caption)):
             raise InputError(f"{file}: record {number} should have a text under {' and '.join(columns)}.")
-        rows.append((name, caption))
+        rows.append((name, *caption) if text else (name, ""))
     return rows
 
 
@@ -172,8 +174,10 @@ def _column(record: Mapping[str, Any], names: Iterable[str], where: Any) -> str:
     )
 
 
-def dataset_entries(settings: Mapping[str, Any]) -> list[Entry]:
+def dataset_entries(settings: Mapping[str, Any], *, text: bool = True) -> list[Entry]:
     """The entries of a ModelScope data set, by the configuration's ``data`` (``msdataset`` and so on).
+
+    ``text`` says whether captions are needed.
 
     Raises InputError for a data set that cannot be loaded, or has not the columns.
     """
@@ -187,33 +191,46 @@ def dataset_entries(settings: Mapping[str, Any]) -> list[Entry]:
     except Exception as error:  # of the network, the hub, or the data set's own script
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"data.msdataset: {name!r} cannot be loaded: {reason}") from error
-    return row_entries(rows, f"data.msdataset: {name!r}", settings)
+    return row_entries(rows, f"data.msdataset: {name!r}", settings, text=text)
 
 
-def row_entries(rows: Iterable[Mapping[str, Any]], where: str, settings: Mapping[str, Any]) -> list[Entry]:
+def row_entries(
+    rows: Iterable[Mapping[str, Any]], where: str, settings: Mapping[str, Any], *, text: bool = True
+) -> list[Entry]:
     """The entries of a data set's rows.
 
     Args:
         where: what errors call it.
         settings: ``file_column`` and ``caption_column``, where they have no usual name.
+        text: whether captions are needed.
 
     Raises:
-        InputError: for a data set without rows, or without these columns.
+        InputError: for a data set without rows, without these columns, or with a row that lacks one.
     """
     rows = list(rows)
     if not rows:
         raise InputError(f"{where} has no rows.")
     given = settings.get("file_column"), settings.get("caption_column")
     file = _column(rows[0], (given[0],) if given[0] else FILE_COLUMNS, where)
-    caption = _column(rows[0], (given[1],) if given[1] else CAPTION_COLUMNS, where)
+    caption = _column(rows[0], (given[1],) if given[1] else CAPTION_COLUMNS, where) if text else None
     entries = []
     for number, row in enumerate(rows):
-        source = row[file]
+        source, words = row.get(file), row.get(caption) if text else ""
+        name = source
         if isinstance(source, Mapping):  # as the library datasets has files
-            source = source.get("bytes") or source.get("path")
-        label = Path(source).name if isinstance(source, (str, Path)) else f"row {number}"
-        entries.append(Entry(source, str(row[caption]), label))
+            name = source.get("path")
+            source = source.get("bytes") or name
+        if source is None or not isinstance(words, str):
+            wanted = f"a file under {file!r}" + (f" and a text under {caption!r}" if text else "")
+            raise InputError(f"{where}: row {number} should have {wanted}.")
+        known = isinstance(name, (str, Path)) and str(name)
+        entries.append(Entry(source, words, _file_name(str(name)) if known else f"row {number}"))
     return entries
+
+
+def _file_name(place: str) -> str:
+    """The last part of a path or of a URL, without what a URL asks for."""
+    return Path(urlsplit(place).path if "://" in place else place).name
 
 
 def fingerprint(entries: Iterable[Entry], cut: Cut) -> str:

@@ -36,7 +36,7 @@ class _Encoded(NamedTuple):
 
 def made_by(data: str, directory: ModelDirectory) -> dict[str, str]:
     """What tells a cache of these data, by this model, from others; ``data`` is their fingerprint."""
-    return {"data": data, "model": identity(directory)}
+    return {"data": data, "model": identity(directory), "family": directory.family.name}
 
 
 class LiveData:

@@ -1,6 +1,6 @@
 """Drawn clips without end: shaded shapes before textured backgrounds, with the truth about each.
 
-A :class:`Scene` is a description in units of the picture's width, :func:`draw` makes one from a random
+A :class:`Scene` is a description in units of the picture's shorter side, :func:`draw` makes one from a random
 generator, :func:`render` turns it into pixels of any size and frame count. Every colour, kind and motion
 occurs in training, but not every combination: :func:`is_held_out` names the ones that never do.
 """
@@ -66,7 +66,7 @@ _PAN = 0.3
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape and what it does; lengths in picture widths, angles in radians, clockwise."""
+    """One shape and what it does; lengths in shorter sides of the picture, angles in radians, clockwise."""
 
     colour: str
     kind: str
@@ -104,7 +104,7 @@ class Shape:
 class Background:
     """A muted, softly textured ground: two colours (sRGB 0 … 1) mixed by ``waves``.
 
-    Each wave is (frequency x, frequency y, phase), in radians per picture width.
+    Each wave is (frequency x, frequency y, phase), in radians per shorter side of the picture.
     """
 
     dark: tuple[float, float, float]
@@ -323,20 +323,21 @@ def silhouette(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def render(scene: Scene, frames: int = 16, height: int = 96, width: int = 96) -> Clip:
     """The scene's clip.
 
-    Pictures that are not square show more of the world above and below, or less.
+    The shorter side spans the part of the world that scenes are drawn in; the longer shows more of it.
     """
     time = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
     eye_x, eye_y, zoom = scene.view(time)
     rows, columns = np.mgrid[0:height, 0:width] + 0.5
-    x = _each(eye_x) + (columns / width - 0.5) / _each(zoom)  # world coordinates [f, height, width]
-    y = _each(eye_y) + (rows - height / 2) / width / _each(zoom)
+    side = min(height, width)
+    x = _each(eye_x) + (columns - width / 2) / side / _each(zoom)  # world coordinates [f, height, width]
+    y = _each(eye_y) + (rows - height / 2) / side / _each(zoom)
     ground = scene.background(x, y) if scene.camera != STILL else scene.background(x[:1], y[:1])
     picture = np.array(np.broadcast_to(ground, (*x.shape, 3)), dtype=np.float32)
 
     centres, radii, angles, masks = [], [], [], []
     for shape in scene.shapes:
         cx, cy, radius, angle = shape.at(time)
-        scale = zoom * width
+        scale = zoom * side
         centres.append(
             np.stack([(cx - eye_x) * scale + width / 2, (cy - eye_y) * scale + height / 2], axis=-1)
         )

@@ -36,6 +36,8 @@ _OF_ONE_COLOUR = 0.6
 """Share of a shape's pixels that its colour must have."""
 _OF_ONE_KIND = 0.8
 """Overlap of a shape with its kind's silhouette, over their union, that it must reach on average."""
+_STEP, _USUAL_FRAMES = 0.2, 16
+"""How far a shape goes at most from frame to frame, of the shorter side, in a clip of so many frames."""
 _PRESENT = 0.6
 """Share of the frames that a shape must be seen in."""
 _LIGHT = 0.86
@@ -100,7 +102,7 @@ def find(frames: np.ndarray) -> list[Track]:
         raise InputError(
             f"frames are {frames.dtype} {list(frames.shape)}; uint8 [frames, height, width, 3] were expected."
         )
-    linked = _link([_patches(frame.astype(np.float32) / 255) for frame in frames], frames.shape[2])
+    linked = _link([_patches(frame.astype(np.float32) / 255) for frame in frames], min(frames.shape[1:3]))
     tracks = [_track(patches, frames.shape[:3]) for patches in linked]
     return sorted(tracks, key=lambda track: -np.nanmean(track.areas))
 
@@ -173,7 +175,7 @@ def _grown(
         middle = core if core.any() else sure
         colour = np.median(pixels[middle] / light[middle][:, None], axis=0)
         mask = (np.linalg.norm(pixels - light[..., None] * colour, axis=-1) < to_ground) & near
-        mask |= core
+        mask |= middle
     # Specks beside the shape are not part of it, and holes are.
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     mask = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
@@ -186,9 +188,10 @@ def _grown(
     return _Patch(whole, votes, float(mask.sum()), centre)
 
 
-def _link(frames: list[list[_Patch]], width: int) -> list[list[_Patch | None]]:
+def _link(frames: list[list[_Patch]], side: int) -> list[list[_Patch | None]]:
     """Patches of all frames, joined to the nearest of the frame before; those seen often enough."""
     tracks: list[list[_Patch | None]] = []
+    reach = _STEP * max(1.0, (_USUAL_FRAMES - 1) / max(len(frames) - 1, 1)) * side
     for number, patches in enumerate(frames):
         pairs = []
         for index, track in enumerate(tracks):
@@ -201,8 +204,8 @@ def _link(frames: list[list[_Patch]], width: int) -> list[list[_Patch | None]]:
                     np.linalg.norm(patch.centre - expected), np.linalg.norm(patch.centre - seen[-1].centre)
                 )
                 # Of two that cross, each goes on in its own colour.
-                apart = 0 if patch.votes.argmax() == seen[-1].votes.argmax() else 0.1 * width
-                if distance < 0.2 * width:
+                apart = 0 if patch.votes.argmax() == seen[-1].votes.argmax() else 0.1 * side
+                if distance < reach:
                     pairs.append((distance + apart, index, other))
         matched: dict[int, int] = {}
         for _, index, other in sorted(pairs):

@@ -20,6 +20,8 @@ from .tracking import UNCLEAR, look
 _GOALS = {TRAINED: 0.97, HELD_OUT: 0.90, TWO: 0.85, CAMERA: 0.85}
 _MOTION_GOAL = 0.95
 _GAIN_GOAL = 2.0
+_STEADY = 0.005
+"""A mean second difference of a shape's path that nobody sees, in widths: half a pixel of 96."""
 EVERY = "all"
 
 
@@ -113,27 +115,46 @@ def _animated(clips: Sequence[dict[str, Any]]) -> list[Row]:
     flows, true = column("flow"), column("true flow")
     slow, fast = np.quantile(true, [0.05, 0.95])
     jerks, true_jerks = column("acceleration"), column("true acceleration")
-    known = [value for value in true_jerks if np.isfinite(value)]
-    smooth = float(np.quantile(known, 0.95)) if known else 0.0
     return [
-        Row("frame 1 is the picture: PSNR", EVERY, metrics.mean(column("first frame PSNR")), "dB"),
-        Row("frame 1 is the picture: SSIM", EVERY, metrics.mean(column("first frame SSIM")), "SSIM"),
+        Row(
+            "frame 1 and the reconstructed picture: PSNR",
+            EVERY,
+            metrics.mean(column("first frame PSNR")),
+            "dB",
+        ),
+        Row(
+            "frame 1 and the reconstructed picture: SSIM",
+            EVERY,
+            metrics.mean(column("first frame SSIM")),
+            "SSIM",
+        ),
         Row("a shape or the camera moves in a clear way", EVERY, metrics.share(column("moves"))),
         Row(
             "optical flow within 5–95% of true clips'",
             EVERY,
             metrics.share([slow <= value <= fast for value in flows]),
         ),
-        Row(
-            "jerks no more than 95% of true clips",
-            EVERY,
-            metrics.share([bool(value <= smooth) for value in jerks]),
-        ),
+        Row("moves as smoothly as true clips", EVERY, metrics.share(_smooth(clips))),
         Row("optical flow", EVERY, metrics.mean([100 * v for v in flows]), "% of width"),
         Row("optical flow of true clips", EVERY, metrics.mean([100 * v for v in true]), "% of width"),
         Row("jerk (second difference)", EVERY, metrics.mean([100 * v for v in jerks]), "% of width"),
         Row("jerk of true clips", EVERY, metrics.mean([100 * v for v in true_jerks]), "% of width"),
     ]
+
+
+def _smooth(clips: Sequence[dict[str, Any]]) -> list[bool]:
+    """Of each clip, whether it jerks no more than 95% of the true clips that bounce, or do not, as it does.
+
+    So little that nobody sees it is smooth, too.
+    """
+
+    def limit(bounces: bool) -> float:
+        alike = [clip["true acceleration"] for clip in clips if ("bounces" in clip["caption"]) == bounces]
+        known = [value for value in alike if np.isfinite(value)]
+        return max(float(np.quantile(known, 0.95)) if known else 0.0, _STEADY)
+
+    limits = {bounces: limit(bounces) for bounces in (False, True)}
+    return [bool(clip["acceleration"] <= limits["bounces" in clip["seen"]]) for clip in clips]
 
 
 def _restored(clips: Sequence[dict[str, Any]]) -> list[Row]:

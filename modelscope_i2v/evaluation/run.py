@@ -20,6 +20,7 @@ from ..errors import CheckpointError, InputError, OutputError
 from ..generator import VideoGenerator
 from ..options import Options
 from ..progress import bar
+from ..version import __version__
 from . import metrics, pictures
 from .examples import examples
 from .extras import need
@@ -98,8 +99,14 @@ def evaluate(
     resolved = _resolve(generator, given)
     settings = _settings(generator, resolved, clips, seed)
     report = Report(name, generator.family.name, settings, notes=[note] if note else [])
-    identity = _identity(name, task) if save_clips else None
-    saved = Saved(folder / "clips" if folder and save_clips else None, {**settings, "model": identity})
+    ways = {
+        "attention": attention,
+        "compile": compile,
+        "device": generator.device.type,
+        "version": __version__,
+    }
+    identity = {"model": _identity(name, task) if save_clips else None, **ways}
+    saved = Saved(folder / "clips" if folder and save_clips else None, {**settings, **identity})
     wanted = examples(clips, seed)
     every = {int(i) for i in np.linspace(0, clips - 1, min(_SHOWN, clips)).round()}
     shown: list[pictures.Shown] = []
@@ -188,7 +195,7 @@ def _settings(generator: VideoGenerator, options: Options, clips: int, seed: int
     kept = {
         name: value
         for name, value in options.metadata().items()
-        if name not in _UNSEEN and value not in ("", False)
+        if name not in _UNSEEN and value is not False and (value != "" or generator.family.negative_prompt)
     }
     dtype = str(generator.dtype).removeprefix("torch.")
     quantized = {"quantization": generator.quantization} if generator.quantization else {}
@@ -216,14 +223,17 @@ def _input(generator: VideoGenerator, made: Made) -> np.ndarray | None:
 
 
 def _distances(made: Sequence[Any], true: Sequence[Any], others: Sequence[Any]) -> list[Row]:
-    """Fréchet distance of what was made to the true clips, and of as many other true clips to them."""
+    """Fréchet distance of what was made, and of the true clips of these scenes, to those of as many others.
+
+    Not to the true clips of the same scenes: a model that is given their pictures would be near them anyway.
+    """
     sets = [torch.cat(list(one)) for one in (made, true, others)]
     count = len(made)
     return [
         Row(name, EVERY, metrics.Estimate(value, float("nan"), float("nan"), count), "CLIP")
         for name, value in (
-            ("Fréchet distance to true clips", metrics.frechet(sets[1], sets[0])),
-            ("Fréchet distance between true clips", metrics.frechet(sets[1], sets[2])),
+            ("Fréchet distance to true clips", metrics.frechet(sets[2], sets[0])),
+            ("Fréchet distance between true clips", metrics.frechet(sets[2], sets[1])),
         )
     ]
 

@@ -15,11 +15,11 @@ UNCLEAR = "unclear"
 
 # Where a motion counts as seen: about half of the least that the generator draws.
 _MOVED = 0.09
-"""Of the picture's width, from the first frame to the last."""
+"""Of the picture's shorter side, from the first frame to the last."""
 _ACROSS = 0.5
 """Of the way that it went, how far it may stray to the side."""
 _BOUNCED = 0.12
-"""Height of a bounce, of the picture's width."""
+"""Height of a bounce, of the picture's shorter side."""
 _LIKE_BOUNCE = 0.75
 """Correlation of the height with that of a ball that bounces twice."""
 _GREW = 0.25
@@ -50,24 +50,25 @@ class Seen:
 def look(frames: np.ndarray) -> Seen:
     """Finds shapes and motions in frames uint8 [f, height, width, 3]. Raises InputError as :func:`find`."""
     tracks = find(frames)
-    motions = [motion(track, frames.shape[2]) for track in tracks]
+    motions = [motion(track, min(frames.shape[1:3])) for track in tracks]
     camera = _camera(frames, tracks[0], motions[0]) if len(tracks) == 1 else STILL
     return Seen(tuple(tracks), (STILL,) if camera != STILL else tuple(motions), camera)
 
 
-def motion(track: Track, width: int) -> str:
-    """What a shape does in the picture, whose width is in pixels."""
+def motion(track: Track, side: int) -> str:
+    """What a shape does in the picture, whose shorter side is in pixels."""
     seen = track.seen
     if seen.sum() < 3:
         return UNCLEAR
     time = np.linspace(0, 1, len(seen))[seen]
-    x, y = track.centres[seen].T / width
+    x, y = track.centres[seen].T / side
     (dx, _), (dy, _) = np.polyfit(time, x, 1), np.polyfit(time, y, 1)
     growth = _growth(track)
     # Twice up and down: for this, the slope says nothing.
     bounce = np.abs(np.sin(2 * np.pi * time))
-    height = np.polyfit(bounce, -y, 1)[0]
-    like = np.corrcoef(bounce, -y)[0, 1] if y.std() > 1e-6 else 0.0
+    shows = min(y.std(), bounce.std()) > 1e-6  # in three frames a bounce would stand still
+    height = np.polyfit(bounce, -y, 1)[0] if shows else 0.0
+    like = np.corrcoef(bounce, -y)[0, 1] if shows else 0.0
     turned = turn(track)
     found = []
     if height >= _BOUNCED and like >= _LIKE_BOUNCE and abs(dx) < _MOVED:
@@ -142,12 +143,12 @@ def _differences(frames: np.ndarray, track: Track) -> tuple[float, float]:
     # Smooth, as the ground is: else moving a frame, which smooths it, would lessen the noise by itself.
     grey = [cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (0, 0), 1.5) for frame in frames]
     grey = np.stack(grey).astype(np.float32)
-    # The shape and its shadow, which is below it and to the right.
-    dark = max(3, width // 10)
-    kernel = np.ones((dark, dark), np.uint8)
-    ground = [
-        cv2.dilate(mask.astype(np.uint8), kernel, anchor=(dark - 2, dark - 2)) == 0 for mask in track.masks
-    ]
+    # The shape, its blurred outline, and its shadow, which is below it and to the right.
+    side = min(height, width)
+    dark, edge = (np.ones((max(least, side // part),) * 2, np.uint8) for least, part in ((3, 10), (5, 19)))
+    anchor = (len(dark) - 2,) * 2
+    shapes = (cv2.dilate(mask.astype(np.uint8), edge) for mask in track.masks)
+    ground = [cv2.dilate(shape, dark, anchor=anchor) == 0 for shape in shapes]
     seen = track.seen
     time = np.linspace(0, 1, len(frames))
     path = np.array([np.polyval(np.polyfit(time[seen], line[seen], 2), time) for line in track.centres.T])

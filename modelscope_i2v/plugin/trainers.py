@@ -63,7 +63,7 @@ class VideoTrainer(BaseTrainer):
             data = data if isinstance(data, Mapping) else {}
             how = {key: value for key, value in data.items() if key not in SOURCES}
             values["data"] = {"msdataset": "train_dataset", **how}
-            entries = row_entries(train_dataset, "train_dataset", how)
+            entries = row_entries(train_dataset, "train_dataset", how, text=self.family.reads_text)
         config = TrainConfig.of(values, "the trainer's arguments" if cfg_file is None else str(cfg_file))
         found = ModelDirectory.open(fetch(config.model), new_unet=config.mode == "scratch").family
         if found.name != self.family.name:

@@ -39,7 +39,7 @@ def open_data(
     if entries is None and "folder" in settings:
         entries = folder_entries(settings["folder"], settings.get("captions"), text=family.reads_text)
     elif entries is None:
-        entries = dataset_entries(settings)
+        entries = dataset_entries(settings, text=family.reads_text)
     frames = directory.defaults.get("num_frames", family.num_frames)
     if config.frames is not None:
         frames = (config.frames - 1) * config.frame_stride + 1
@@ -76,6 +76,7 @@ def open_data(
             f"The cache {place} was made of other data, sizes or another model than the configuration names. "
             "Remove it, or name another directory under cache."
         )
+    _fitting(cache, directory)
     return dataclasses.replace(cache, fingerprint=mark)  # as without a cache: a run may go on with or without
 
 

@@ -12,6 +12,7 @@ from modelscope_i2v import InputError
 from modelscope_i2v.data import synthetic
 from modelscope_i2v.data.synthetic import CAMERAS, COLOURS, KINDS, MOTIONS, STILL, Scene
 from modelscope_i2v.evaluation.detector import SYMMETRY, find
+from modelscope_i2v.evaluation.examples import examples
 from modelscope_i2v.evaluation.judge import judge, words
 from modelscope_i2v.evaluation.tracking import look
 
@@ -35,6 +36,31 @@ def test_true_clips_of_two_shapes():
 
 def test_true_clips_of_a_moving_camera():
     assert all(right(scenes(12, shapes=1, camera=True)))
+
+
+@pytest.mark.parametrize("height, width", [(72, 128), (128, 72)])
+def test_true_clips_of_other_shapes(height: int, width: int):
+    """Scenes are wholly in the picture, whatever its aspect."""
+    for scene in scenes(16):
+        clip = synthetic.render(scene, 16, height, width)
+        reach = clip.radii[..., None] * 1.1
+        if scene.camera == STILL:
+            assert ((clip.centres > reach) & (clip.centres < np.array([width, height]) - reach)).all()
+        assert judge(clip.frames, scene).all, scene.caption
+
+
+def test_a_shadow_is_not_the_ground_that_moves():
+    """Stripes along the way do not change; what a star's outline and shadow leave behind does."""
+    known = [one for one in examples(200, 0) if one.number in (0, 64)]
+    assert [one.scene.shapes[0].kind for one in known] == ["star", "star"]
+    assert all(judge(one.render(16, 96, 96).frames, one.scene).all for one in known)
+
+
+@pytest.mark.parametrize("frames", [3, 8])
+def test_true_clips_of_fewer_frames(frames: int):
+    for scene in scenes(40, shapes=1, camera=False):
+        if frames > 3 or "moves" in scene.caption:
+            assert judge(synthetic.render(scene, frames).frames, scene).all, scene.caption
 
 
 def test_every_colour_and_kind_and_motion():
@@ -126,6 +152,18 @@ def test_no_shape_is_made_up(kind: str):
     (scene,) = scenes(1, shapes=1, camera=False)
     assert not judge(frames, scene).all
     assert words(look(frames))
+
+
+@pytest.mark.parametrize("seed", [206, 447])
+def test_thin_lines_are_no_error(seed: int):
+    """A patch of lines has no inside."""
+    generator = np.random.default_rng(seed)
+    frame = np.full((32, 32, 3), int(generator.integers(40, 255)), np.uint8)
+    for _ in range(generator.integers(1, 10)):
+        shade = generator.integers(0, 256, 3).tolist()
+        begin, end = (generator.integers(0, 32, 2).tolist() for _ in range(2))
+        cv2.line(frame, begin, end, shade, 1)
+    assert isinstance(find(frame[None]), list)
 
 
 def test_other_sizes_and_a_single_frame():

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from modelscope_i2v import CheckpointError, InputError, OutputError, VideoGenerator
 from modelscope_i2v.cli.main import main
 from modelscope_i2v.data.degrade import enlarge
-from modelscope_i2v.evaluation import evaluate, run
+from modelscope_i2v.evaluation import evaluate, measure, run
 from modelscope_i2v.evaluation.examples import examples
 from modelscope_i2v.evaluation.measure import Made, of_clip, rows
 from modelscope_i2v.evaluation.metrics import Estimate
@@ -59,7 +60,7 @@ def test_a_perfect_model_reaches_every_goal(family):
     assert any(row.goal is not None for row in made) or family is IMAGE_TO_VIDEO
     by_name = {row.measure: row for row in made}
     if family.reads_image:
-        assert by_name["frame 1 is the picture: PSNR"].estimate.value == 100
+        assert by_name["frame 1 and the reconstructed picture: PSNR"].estimate.value == 100
         assert by_name["optical flow"].estimate == by_name["optical flow of true clips"].estimate
     assert by_name["shape right"].estimate.value == 1
 
@@ -117,6 +118,8 @@ def test_saved_clips_are_read_again(checkpoint, tmp_path, monkeypatch):
     assert made[3:] == made[1:3] and again.clips == first.clips
     evaluate(checkpoint(TEXT_TO_VIDEO.name), **{**wish, "guidance_scale": 2.0})
     assert len(made) == 8
+    evaluate(checkpoint(TEXT_TO_VIDEO.name), **{**wish, "attention": "matmul"})
+    assert len(made) == 11
 
 
 def test_saved_clips_are_those_of_a_model(checkpoint, tmp_path, generator, monkeypatch):
@@ -135,6 +138,29 @@ def test_saved_clips_are_those_of_a_model(checkpoint, tmp_path, generator, monke
     plain = run._settings(generator, options, 1, 0)
     monkeypatch.setattr(generator, "quantization", "int8")
     assert run._settings(generator, options, 1, 0) == {**plain, "quantization": "int8"}
+
+
+def test_a_setting_of_nothing_is_a_setting(generator):
+    _, options = generator.resolve({}, {"guidance_rescale": 0, "eta": 0})
+    settings = run._settings(generator, options, 1, 0)
+    assert settings["guidance_rescale"] == settings["eta"] == 0 and "loop" not in settings
+
+
+def test_distances_are_to_scenes_that_no_model_was_given():
+    random = torch.Generator().manual_seed(0)
+    true, others = (list(torch.randn(2, 12, 1, 8, generator=random).unbind())[0] for _ in range(2))
+    made, floor = run._distances(list(true), list(true), list(others))
+    assert made.estimate.value == floor.estimate.value > 0
+
+
+def test_smooth_is_what_jerks_as_true_clips_of_its_kind_do():
+    true = [("a bounces", 0.06), ("a moves", 0.001), ("b bounces", 0.05), ("b moves", 0.001)]
+    made = [("a bounces", 0.055), ("a moves", 0.004), ("b moves", 0.05), ("b moves", float("nan"))]
+    clips = [
+        {"caption": caption, "true acceleration": least, "seen": seen, "acceleration": much}
+        for (caption, least), (seen, much) in zip(true, made)
+    ]
+    assert measure._smooth(clips) == [True, True, False, False]
 
 
 def test_the_table_tells_goals():

@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.data import folder
 from modelscope_i2v.data.cache import Cache, CacheWriter
 from modelscope_i2v.data.folder import Cut, Entry, folder_entries, row_entries
+from modelscope_i2v.data.live import made_by
+from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.errors import InputError, OutputError
 from modelscope_i2v.media.write import write_video
 from modelscope_i2v.training.trainer import Trainer
@@ -73,6 +78,13 @@ def test_with_and_without_a_cache_the_curve_is_the_same(on_folder, tmp_path, cap
         caplog.clear()
     with pytest.raises(InputError, match="was made of other data, sizes or another model"):
         Trainer(on_folder(name, cache=cache, output=str(tmp_path / "x"), data={"width": 48}))
+
+
+def test_a_cache_is_one_family_s():
+    """Families share towers and autoencoder, but not what is added to a caption."""
+    one, other = (ModelDirectory.open(model_directory(name)) for name in ("i2vgen-xl", "video-to-video"))
+    assert made_by("data", one)["model"] == made_by("data", other)["model"]
+    assert made_by("data", one) != made_by("data", other)
 
 
 def test_a_run_on_a_folder_resumes(on_folder, tmp_path):
@@ -224,12 +236,58 @@ def test_rows_of_a_data_set(clips):
     assert first.name == "0.mp4" and second.caption == "b"
     cut = Cut(24, 32, 3)
     assert np.array_equal(cut.decode(first).frames, cut.decode(second).frames)
-    named = row_entries(rows, "it", {"file_column": "text", "caption_column": "video"})
+    named = row_entries(rows[:1], "it", {"file_column": "text", "caption_column": "video"})
     assert named[0].source == "a"
     with pytest.raises(InputError, match="it has no rows"):
         row_entries([], "it", {})
     with pytest.raises(InputError, match="it has the columns video, text; one of words"):
         row_entries(rows, "it", {"caption_column": "words"})
+    for lacking in ({"video": "c.mp4", "text": None}, {"video": "c.mp4"}, {"text": "c"}):
+        with pytest.raises(
+            InputError, match="row 2 should have a file under 'video' and a text under 'text'"
+        ):
+            row_entries([*rows, lacking], "it", {})
+    (bare,) = row_entries([{"video": "c.mp4"}], "it", {}, text=False)
+    assert (bare.name, bare.caption) == ("c.mp4", "")
+
+
+def test_pictures_of_a_data_set_are_known_by_their_names(clips):
+    path = clips / "still" / "0.png"
+    files = [
+        {"bytes": path.read_bytes(), "path": "0.png"},
+        str(path),
+        "https://here/a.png?size=1",
+        b"",
+        "https://here/a.mp4",
+    ]
+    entries = row_entries([{"image": file, "text": "a"} for file in files], "it", {})
+    assert [entry.is_picture for entry in entries] == [True, True, True, False, False]
+    assert entries[2].name == "a.png"
+    first, second = (Cut(24, 32, 3).decode(entry).frames for entry in entries[:2])
+    assert np.array_equal(first, second)
+
+
+def test_what_reads_no_text_needs_no_captions(clips, tmp_path):
+    shutil.copy(clips / "0.mp4", tmp_path)
+    (tmp_path / "captions.csv").write_text("file\n0.mp4\n")
+    (entry,) = folder_entries(tmp_path, text=False)
+    assert (entry.name, entry.caption) == ("0.mp4", "")
+    with pytest.raises(InputError, match="has the columns file; one of caption"):
+        folder_entries(tmp_path)
+
+
+def test_the_rate_of_a_video_is_not_that_of_its_first_two_frames(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 30)
+        for index in range(40):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 6 * index, np.uint8))
+            frame.pts = index + (index > 0)  # the second comes late
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    decoded = Cut(24, 32, 3, fps=7.5).decode(Entry(tmp_path / "a.mp4", "", "a.mp4"))
+    assert round(decoded.frames[1].mean() - decoded.frames[0].mean(), -1) == 20  # every fourth
 
 
 def test_broken_files_of_one_name_are_all_counted(on_folder, tmp_path, caplog):
