@@ -40,13 +40,22 @@ step embedded/picture.png "$python" "$here/embedded/models.py" --output embedded
 step clips "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output clips $(few --clips 4)
 step red "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output red \
     --colour red --clips 500 $(few --clips 4)
+for half in pairs one-way cameras; do
+    step "$half" "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output "$half" \
+        --half "$half" --clips 1500 $(few --clips 4)
+done
 step degraded "$python" "$here/embedded/cache.py" --model embedded/video-to-video --output degraded \
     $(few --clips 4)
 train text-to-video-1
 train text-to-video-2
 train text-to-video-3
-train text-to-video-4 text-to-video-synthesis
-train i2vgen-xl i2vgen-xl
+train text-to-video-4
+train text-to-video-5
+train text-to-video-6
+train text-to-video-7 text-to-video-synthesis
+train i2vgen-xl-1
+train i2vgen-xl-2
+train i2vgen-xl-3 i2vgen-xl
 train image-to-video-1
 train image-to-video-2
 train image-to-video-3 image-to-video

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +17,42 @@ from tqdm import tqdm
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.data import synthetic
 from modelscope_i2v.data.cache import CacheWriter
-from modelscope_i2v.data.degrade import degrade, enlarge
+from modelscope_i2v.data.degrade import degrade
 from modelscope_i2v.data.encode import Encoders
+from modelscope_i2v.media.transforms import frames_to_tensor
+
+ONE_WAY = ("pans left", "pans up", "zooms in")
+"""Of each pair of opposite camera motions, one."""
+
+HALVES = ("pairs", "one-way", "cameras")
+"""Two shapes; a camera that moves, in :data:`ONE_WAY` or in any way."""
 
 
 def latents(encoders: Encoders, frames: np.ndarray, seed: int) -> torch.Tensor:
-    """Of frames uint8 [f, height, width, 3]: [f, 4, h, w]."""
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1  # channels-last in memory
+    """Of frames uint8 [f, height, width, 3] of any size: [f, 4, h, w]."""
+    pixels = frames_to_tensor(frames, HEIGHT, WIDTH).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         return encoders.latents(pixels, seed)
 
 
-def draw(generator: np.random.Generator, colour: str | None) -> synthetic.Scene:
-    """A scene that may be trained on; of one shape of that colour before a plain camera, if one is given.
+def draw(generator: np.random.Generator, colour: str | None, half: str | None = None) -> synthetic.Scene:
+    """A scene that may be trained on.
 
     What is learned last comes oftener than :func:`synthetic.draw` draws it: shapes that turn, which cannot
     be shown backwards, stars, two shapes, and cameras that move.
+
+    Args:
+        colour: of one shape of that colour before a plain camera.
+        half: a name of :data:`HALVES`, what every other scene shows.
     """
+    if half and generator.random() < 0.5:
+        if half == "pairs":
+            return synthetic.draw(generator, shapes=2)
+        scene = synthetic.draw(generator, camera=True)
+        one_way = str(generator.choice(ONE_WAY))
+        return dataclasses.replace(scene, camera=one_way) if half == "one-way" else scene
     trained = [c for c in synthetic.combinations() if not synthetic.is_held_out(c)]
-    kind = generator.random()
+    kind = generator.random() * (0.8 if half else 1.0)  # no other cameras
     if colour is not None:
         choices = [c for c in trained if c[0] == colour]
     elif kind < 0.20:
@@ -56,23 +74,25 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=5200)
     parser.add_argument("--colour", choices=synthetic.COLOURS, help="one shape of this colour only")
+    parser.add_argument("--half", choices=HALVES, help="what every other scene shows")
     parser.add_argument("--seed", type=int, default=SEED + 3)
     args = parser.parse_args()
     directory = ModelDirectory.open(args.model, new_unet=True)
     encoders, generator = Encoders(directory), np.random.default_rng(args.seed)
     encoders.autoencoder.to(memory_format=torch.channels_last)
     family = encoders.family
-    made_by = {"clips": args.clips, "colour": args.colour, "seed": args.seed, "family": family.name}
+    made_by = {"clips": args.clips, "colour": args.colour, "half": args.half}
+    made_by |= {"seed": args.seed, "family": family.name}
     writer = CacheWriter(args.output, made_by=made_by)
     captions = set()
     for number in tqdm(range(args.clips), unit="clip", mininterval=5):
-        scene = draw(generator, args.colour)
+        scene = draw(generator, args.colour, args.half)
         frames = synthetic.render(scene, FRAMES, HEIGHT, WIDTH).frames
         clean, source = latents(encoders, frames, number), None
         if family.takes_video:
-            source = latents(encoders, enlarge(degrade(frames, generator), HEIGHT, WIDTH), number)
+            source = latents(encoders, degrade(frames, generator), number)
         for shown, backwards in ((scene, False), (scene.reversed(), True)):
-            if shown is None:
+            if shown is None or (backwards and args.half == "one-way" and scene.camera in ONE_WAY):
                 continue
             captions.add(shown.caption)
             writer.add(
