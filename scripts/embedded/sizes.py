@@ -31,7 +31,7 @@ UNET = {
 _SAMPLING = {"num_inference_steps": 20, "guidance_scale": 3.0}
 FAMILIES = {
     # Near pure noise, ε has to be right to a fifteenth for a picture to come out; a small network learns v.
-    "text-to-video-synthesis": {"mean_type": "v", **_SAMPLING},
+    "text-to-video-synthesis": {"mean_type": "v", "scheduler": "unipc", **_SAMPLING},
     "image-to-video": {"target_fps": FPS, "scheduler": "unipc", **_SAMPLING},
     "i2vgen-xl": {"target_fps": FPS, "negative_prompt": "", "scheduler": "unipc", **_SAMPLING},
     # Its rows are halved with two more on each side, which 12 rows survive once.
