@@ -135,15 +135,16 @@ def _one_of(family: Family, inputs: Mapping[str, Any], *keys: str) -> Any:
 def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, text: str) -> Sample:
     source = _one_of(family, inputs, "video_path", "video", "frames")
     if "frames" in inputs:
-        video = Video(_frames(source)[: options.num_frames], options.fps or family.fps)
+        frames = _frames(source)
+        video = Video(frames[: options.num_frames], options.fps or family.fps, total_frames=len(frames))
     else:
         video = read_video(source, max_frames=options.num_frames, max_pixels=options.max_pixels)
-        if video.total_frames and video.total_frames > len(video.frames) == options.num_frames:
-            logger.warning(
-                "The input video has %d frames; its first %d are used. num_frames says how many.",
-                video.total_frames,
-                options.num_frames,
-            )
+    if video.total_frames and video.total_frames > len(video.frames) == options.num_frames:
+        logger.warning(
+            "The input video has %d frames; its first %d are used. num_frames says how many.",
+            video.total_frames,
+            options.num_frames,
+        )
     height, width = options.height, options.width
     content = None
     if options.fit == "pad":

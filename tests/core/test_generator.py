@@ -223,6 +223,8 @@ def test_frames_of_an_input_video_that_are_left_out_are_told(generators, clip, c
     assert not caplog.records
     assert len(prepare({"video_path": clip}, num_frames=3).frames) == 3
     assert "The input video has 5 frames; its first 3 are used." in caplog.text
+    assert len(prepare({"frames": np.zeros((7, 64, 64, 3), np.uint8)}, num_frames=3).frames) == 3
+    assert "The input video has 7 frames" in caplog.text
 
 
 @pytest.mark.parametrize(
