@@ -266,9 +266,6 @@ def test_a_family_that_cannot_be_made_does_not_lose_the_others(tmp_path, monkeyp
 
 
 def test_a_disk_that_is_too_small_is_told_at_once(tmp_path, monkeypatch, capsys):
-    sys.path.append(str(SCRIPTS))
-    import bench as package  # noqa: F401  scripts/bench, which scripts/bench.py would hide
-
     spec = importlib.util.spec_from_file_location("bench_script", SCRIPTS / "bench.py")
     script_module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script_module)

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from modelscope_i2v.data.synthetic import STILL
 from modelscope_i2v.families import FAMILIES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_embedded.sh"
@@ -21,3 +24,17 @@ def test_it_makes_all_four_models_and_their_scores_from_nothing(tmp_path):
         assert json.loads((tmp_path / "made" / "evaluation" / name / "report.json").read_text())
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "==" not in again.stdout  # all is there
+
+
+def test_half_of_the_scenes_teach_one_thing(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent / "embedded"))
+    import cache
+
+    def drawn(half):
+        generator = np.random.default_rng(0)
+        return [cache.draw(generator, None, half) for _ in range(200)]
+
+    one_way, cameras = ({s.camera for s in drawn(half)} - {STILL} for half in ("one-way", "cameras"))
+    assert one_way == set(cache.ONE_WAY) < cameras and len(cameras) == 6
+    assert 80 < sum(scene.camera != STILL for scene in drawn("one-way")) < 120
+    assert 100 < sum(len(scene.shapes) == 2 for scene in drawn("pairs")) < 150
