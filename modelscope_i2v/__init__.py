@@ -23,18 +23,18 @@ from .plugin.registration import register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .cascade import Cascade, animate
-    from .families import FAMILIES, Family
-    from .generator import VideoGenerator
-    from .options import Options
+    from .engine.cascade import Cascade, animate
+    from .engine.generator import VideoGenerator
+    from .spec.families import FAMILIES, Family
+    from .spec.options import Options
 
 _LAZY = {
-    "Cascade": ".cascade",
-    "FAMILIES": ".families",
-    "Family": ".families",
-    "Options": ".options",
-    "VideoGenerator": ".generator",
-    "animate": ".cascade",
+    "Cascade": ".engine.cascade",
+    "FAMILIES": ".spec.families",
+    "Family": ".spec.families",
+    "Options": ".spec.options",
+    "VideoGenerator": ".engine.generator",
+    "animate": ".engine.cascade",
 }
 
 __all__ = [

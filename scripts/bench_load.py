@@ -56,7 +56,7 @@ def load(way: str, task: str, directory: Path) -> dict[str, float]:
         seconds = time.perf_counter() - start
         assert model is not None
     else:
-        from modelscope_i2v.generator import VideoGenerator
+        from modelscope_i2v.engine.generator import VideoGenerator
 
         start = time.perf_counter()
         generator = VideoGenerator.from_directory(directory, task, device="cpu", progress=False)

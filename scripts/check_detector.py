@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from modelscope_i2v.data import synthetic
 from modelscope_i2v.embedded import model_directory
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.evaluation import judge, metrics
 from modelscope_i2v.evaluation.generate import reconstructed
 from modelscope_i2v.evaluation.report import aligned
-from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.generator import VideoGenerator
+from modelscope_i2v.spec.families import FAMILIES
 
 STREAM = 90_210
 Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -23,14 +23,14 @@ import torch  # noqa: E402
 from full_parity import measured, peak_memory_gb  # noqa: E402
 from sections import write_section  # noqa: E402
 
-from modelscope_i2v.cascade import Cascade  # noqa: E402
-from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder  # noqa: E402
 from modelscope_i2v.embedded import model_directory, picture  # noqa: E402
-from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family  # noqa: E402
+from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder  # noqa: E402
+from modelscope_i2v.engine.cascade import Cascade  # noqa: E402
 from modelscope_i2v.media.videos import read_video  # noqa: E402
 from modelscope_i2v.networks.autoencoder import AutoencoderKL  # noqa: E402
-from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig  # noqa: E402
 from modelscope_i2v.networks.stunet import STUNet  # noqa: E402
+from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family  # noqa: E402
+from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig  # noqa: E402
 
 REPORT = ROOT / "docs" / "cascade.md"
 WAYS = {"cards": "two pipelines, MP4 between them", "cascade": "`animate`"}

@@ -158,7 +158,7 @@ def clip(work: Path) -> list[Row]:
     from oracle.networks import stock_image_encoder, stock_text_encoder
 
     from modelscope_i2v.checkpoints.tensors import read_tensors
-    from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder
+    from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder
 
     sizes = configs("image-to-video", small=False)
     path = work / "open_clip_pytorch_model.bin"

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from gpu_modes import in_every_mode
 
+from modelscope_i2v.compute.attention import MAX_BATCH_HEADS, Attention
 from modelscope_i2v.embedded import model_directory, picture
-from modelscope_i2v.families import FAMILIES, Family
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.memory_model import Model
-from modelscope_i2v.networks.attention import MAX_BATCH_HEADS, Attention
-from modelscope_i2v.options import resolve
-from modelscope_i2v.placement import Placement, send
+from modelscope_i2v.engine.generator import VideoGenerator
+from modelscope_i2v.memory.count import Model
+from modelscope_i2v.memory.placement import Placement, send
+from modelscope_i2v.spec.families import FAMILIES, Family
+from modelscope_i2v.spec.options import resolve
 
 OPTIONS = {"num_inference_steps": 4, "num_frames": 6, "seed": 1, "output_type": "np", "progress": False}
 LIMITS = {"fp32": 1.0, "fp16": 4.0, "bf16": 16.0}

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelscope_i2v import memory_model
-from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder
 from modelscope_i2v.devices import encoder_dtype
-from modelscope_i2v.families import Family
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.memory_model import MODES, Live, Model
+from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder
+from modelscope_i2v.engine.generator import VideoGenerator
+from modelscope_i2v.memory import count as memory_model
+from modelscope_i2v.memory.count import MODES, Live, Model
+from modelscope_i2v.memory.placement import Placement, send
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.layers import cast, channels_last
 from modelscope_i2v.networks.stunet import STUNet
-from modelscope_i2v.placement import Placement, send
+from modelscope_i2v.spec.families import Family
 
 STEPS = 2
 """Of the videos that are made; the times of longer ones follow from these."""
@@ -39,7 +39,7 @@ class Measured:
     peak: int
     """Bytes on the device at most, weights included."""
     counted: int
-    """What :func:`modelscope_i2v.memory_model.peak` says."""
+    """What :func:`modelscope_i2v.memory.count.peak` says."""
 
 
 def random_generator(

@@ -20,15 +20,15 @@ from tqdm import tqdm
 
 from modelscope_i2v.checkpoints.hub import fetch
 from modelscope_i2v.embedded import model_directory
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.evaluation import judge, metrics
 from modelscope_i2v.evaluation.examples import Example, examples
 from modelscope_i2v.evaluation.extras import need
 from modelscope_i2v.evaluation.generate import Saved, generate
 from modelscope_i2v.evaluation.report import markdown_table
-from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.options import SCHEDULERS
-from modelscope_i2v.speed import SPEEDS
+from modelscope_i2v.spec.families import FAMILIES
+from modelscope_i2v.spec.options import SCHEDULERS
+from modelscope_i2v.spec.speed import SPEEDS
 
 STEPS = (10, 15, 20, 30, 50)
 RESCALES = (0.0, 0.2, 0.5, 0.7)

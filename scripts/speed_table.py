@@ -14,13 +14,13 @@ from bench.measure import count_evaluation
 from sections import write_section
 from torch import Tensor
 
-from modelscope_i2v.families import FAMILIES, Family
-from modelscope_i2v.options import resolve
 from modelscope_i2v.sampling.guidance import denoiser, guided, in_interval
 from modelscope_i2v.sampling.noise import NoiseSource, SolverNoise
 from modelscope_i2v.sampling.schedules import SCHEDULES
 from modelscope_i2v.sampling.solvers import SOLVERS, Denoiser
-from modelscope_i2v.speed import SPEEDS
+from modelscope_i2v.spec.families import FAMILIES, Family
+from modelscope_i2v.spec.options import resolve
+from modelscope_i2v.spec.speed import SPEEDS
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "speed.md"
 

@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modelscope_i2v.conditioning.clip import build
-from modelscope_i2v.families import FAMILIES, TEXT_TO_VIDEO, Family
+from modelscope_i2v.encoders.clip import build
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
 from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.families import FAMILIES, TEXT_TO_VIDEO, Family
+from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
 
 WIDTH = 64
 """Width of the small text tower and of the small image embedding."""
@@ -175,7 +175,7 @@ def make_checkpoint(
 
     Args:
         directory: made if it is not there.
-        task: one of :data:`modelscope_i2v.families.FAMILIES`.
+        task: one of :data:`modelscope_i2v.spec.families.FAMILIES`.
         small: a few megabytes of weights; else the hub's sizes, of which all but the U-Net's 5.7 GB
             and CLIP's 3.9 GB are zeros that take up disk, not memory.
         unet_format: ``pth`` or ``safetensors``.

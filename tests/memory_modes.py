@@ -8,9 +8,10 @@ from unittest import mock
 
 from torch import nn
 
-from modelscope_i2v import memory_model, placement
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.placement import MODES, Placement
+from modelscope_i2v.engine.generator import VideoGenerator
+from modelscope_i2v.memory import count as memory_model
+from modelscope_i2v.memory import placement
+from modelscope_i2v.memory.placement import MODES, Placement
 
 OPTIONS = ({}, {"sequential_guidance": True}, {"decode_chunk_size": 1}, {"tile_size": 64})
 TOKENS = 100

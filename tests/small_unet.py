@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from modelscope_i2v.networks.config import STUNetConfig
 from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.network import STUNetConfig
 
 SMALL = STUNetConfig(
     dim=32, dim_mult=(1, 2), res_blocks=1, head_dim=16, num_heads=2, context_dim=24, attn_scales=(1.0,)

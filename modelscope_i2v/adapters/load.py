@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..checkpoints.layouts import IMAGE_CHANNELS, translate, unet_names
+from ..checkpoints.key_maps import IMAGE_CHANNELS, translate, unet_names
 from ..errors import CheckpointError, InputError
 from ..networks.layers import Linear, Pointwise
 from ..networks.stunet import STUNet

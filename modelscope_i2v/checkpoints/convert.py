@@ -14,18 +14,18 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..conditioning.clip import ImageEncoder, TextEncoder
+from ..encoders.clip import ImageEncoder, TextEncoder
 from ..errors import CheckpointError, InputError, OutputError
-from ..families import TEXT_TO_VIDEO
 from ..networks.autoencoder import AutoencoderKL
 from ..networks.stunet import STUNet
 from ..progress import bar
+from ..spec.families import TEXT_TO_VIDEO
 from .diffusers_files import check_convertible, write_configurations
 from .diffusers_folder import MODEL_INDEX, layouts
 from .directory import CONFIGURATION, ModelDirectory
 from .hub_files import write_configuration
+from .key_maps import Layout
 from .kinds import Part, identify
-from .layouts import Layout
 from .load import AUTOENCODER_UNUSED, differences, explain
 from .tensors import TensorFile, read_tensors, select
 from .writers import Planned, write_safetensors, write_torch

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..families import LATENT_SCALE, Family
-from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
+from ..spec.families import LATENT_SCALE, Family
+from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .diffusers_folder import DOUBLED, MODEL_INDEX, PIPELINES, PREDICTIONS, TRANSFORMER_IN_HEADS
 
 _VERSION = "0.27.0"

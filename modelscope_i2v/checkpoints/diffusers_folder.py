@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import CheckpointError
-from ..families import I2VGEN_XL, LATENT_SCALE, TEXT_TO_VIDEO, Family
-from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
+from ..spec.families import I2VGEN_XL, LATENT_SCALE, TEXT_TO_VIDEO, Family
+from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
+from .key_maps import Layout, autoencoder_names, image_names, text_names, unet_names
 from .kinds import Part
-from .layouts import Layout, autoencoder_names, image_names, text_names, unet_names
 from .sections import Section
 from .tensors import TensorFile, read_tensors
 
@@ -111,7 +111,7 @@ def layouts(model: Networks, part: Part, doubled: bool = False) -> list[Layout]:
     # The networks are imported where they are needed: a configuration is read without torch's modules.
     import torch
 
-    from ..conditioning.clip import TextEncoder, build
+    from ..encoders.clip import TextEncoder, build
     from ..networks.autoencoder import AutoencoderKL
     from ..networks.stunet import STUNet
 

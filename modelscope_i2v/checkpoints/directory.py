@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..families import FAMILIES, TASKS, TEXT_TO_VIDEO, Family
-from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
-from ..options import SCHEDULERS
+from ..spec.families import FAMILIES, TASKS, TEXT_TO_VIDEO, Family
+from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
+from ..spec.options import SCHEDULERS
 from .diffusers_folder import MODEL_INDEX, DiffusersFolder
 from .kinds import Part, identify
 from .sections import Section, given

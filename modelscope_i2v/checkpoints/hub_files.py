@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..families import TEXT_TO_VIDEO
-from ..networks.config import AutoencoderConfig, CLIPConfig
+from ..spec.families import TEXT_TO_VIDEO
+from ..spec.network import AutoencoderConfig, CLIPConfig
 from .directory import CONFIGURATION, ModelDirectory
 from .kinds import Part
 

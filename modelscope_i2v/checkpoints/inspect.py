@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..families import FAMILIES, Family
-from ..networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
+from ..spec.families import FAMILIES, Family
+from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .directory import ModelDirectory
 from .kinds import Kind, Part, identify
 from .load import AUTOENCODER_UNUSED, CLIP_UNUSED, Differences, differences
@@ -176,7 +176,7 @@ def _hub_network(kind: Kind | None) -> Expected | None:
     if part == "clip":
         config = CLIPConfig()
         with torch.device("meta"):
-            from ..conditioning.clip import build
+            from ..encoders.clip import build
 
             return Expected(f"OpenCLIP {config.architecture}", build(config).state_dict(), CLIP_UNUSED)
     return None
@@ -201,7 +201,7 @@ def _autoencoder(config: AutoencoderConfig) -> Mapping[str, Tensor]:
 
 def _clip(config: CLIPConfig, family: Family) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     """The towers that a family reads, and what else a file of CLIP holds."""
-    from ..conditioning.clip import ImageEncoder, TextEncoder
+    from ..encoders.clip import ImageEncoder, TextEncoder
 
     with torch.device("meta"):
         towers = [TextEncoder(config)] if family.reads_text else []

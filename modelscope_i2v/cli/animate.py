@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO
-from ..options import OF_FIRST, OF_RESULT
+from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO
+from ..spec.options import OF_FIRST, OF_RESULT
 from .make import OUTPUT, find_model, free_output, read_input
 from .parser import (
     PROGRAM,
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
     first = args.first_model if refining else find_model(args.first_model)
     second = find_model(args.second_model)
 
-    from ..cascade import animate
+    from ..engine.cascade import animate
 
     start = time.monotonic()
     made = animate(

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 
-from ..families import FAMILIES, Family
+from ..memory.machine import Memory, main_memory
+from ..spec.families import FAMILIES, Family
 from ..version import __version__
-from .memory import Memory, main_memory
 from .parser import PROGRAM, say
 
 _GB = 1e9
@@ -176,8 +176,8 @@ def _fits(family: Family, memory: Memory | None, device: str) -> str:
     """What of a full-size model's default video fits into a device's memory, and how."""
     import torch
 
-    from ..memory_model import BESIDE, Model, frames_that_fit, peak
-    from ..options import resolve
+    from ..memory.count import BESIDE, Model, frames_that_fit, peak
+    from ..spec.options import resolve
 
     model, options = Model.full_size(family), resolve(family, {})
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16} if device == "cpu" else {"fp16": torch.float16}

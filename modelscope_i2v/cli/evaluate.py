@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..families import FAMILIES, TASKS
+from ..spec.families import FAMILIES, TASKS
 from .parser import PROGRAM, add_machine, add_options, given_options, note, options_of_any, say
 
 _FOLDER = "modelscope-i2v-evaluation"

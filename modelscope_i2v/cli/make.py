@@ -15,8 +15,8 @@ from typing import Any
 
 from ..checkpoints.hub import fetch
 from ..errors import CheckpointError, OutputError
-from ..families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..options import FIELDS, options_of
+from ..spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..spec.options import FIELDS, options_of
 from .parser import (
     PROGRAM,
     UsageError,
@@ -221,7 +221,7 @@ def _new_path(stem: str, count: int) -> Path:
 
 
 def _numbered(path: Path, count: int) -> list[Path]:
-    """The files that several videos of one path are written to, as :func:`..outputs.check_paths` has it."""
+    """The files that several videos of one path are written to, as ``outputs.check_paths`` has it."""
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(1, count + 1)]

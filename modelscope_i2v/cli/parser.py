@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..families import Family
-from ..options import FIELDS, Options, family_defaults, options_of
+from ..spec.families import Family
+from ..spec.options import FIELDS, Options, family_defaults, options_of
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +164,7 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
 
 def check_machine(args: argparse.Namespace, device: torch.device) -> None:
     """Raises InputError for what :func:`add_machine`'s flags ask and the machine lacks: before a download."""
-    from ..networks import compilation, quantization
+    from ..compute import compilation, quantization
 
     quantization.check(args.quantization)
     if args.compile:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
-from ..conditioning.clip import ImageEncoder, TextEncoder
-from ..families import LATENT_SCALE
+from ..encoders.clip import ImageEncoder, TextEncoder
 from ..media.transforms import center_crop, clip_pixels
 from ..networks.autoencoder import AutoencoderKL
+from ..spec.families import LATENT_SCALE
 
 _CHUNK = 8
 """Frames, or texts, that are encoded at a time."""

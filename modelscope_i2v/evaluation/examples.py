@@ -11,7 +11,7 @@ import numpy as np
 from ..data import synthetic
 from ..data.degrade import degrade
 from ..data.synthetic import Clip, Scene
-from ..families import Family
+from ..spec.families import Family
 
 TRAINED, HELD_OUT, TWO, CAMERA = (
     "trained combinations",

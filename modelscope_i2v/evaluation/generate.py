@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..engine.generator import VideoGenerator
+from ..engine.jobs import Job
 from ..errors import OutputError
-from ..generator import VideoGenerator
-from ..jobs import Job
 from ..media.transforms import tensor_to_uint8
-from ..options import Options
 from ..sampling.noise import NoiseSource
+from ..spec.options import Options
 from .examples import Example
 from .measure import Made
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.degrade import enlarge
 from ..data.synthetic import STILL, Clip
-from ..families import Family
+from ..spec.families import Family
 from . import metrics
 from .examples import CAMERA, GROUPS, HELD_OUT, TRAINED, TWO, Example
 from .judge import compare

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..conditioning.clip import ImageEncoder
+from ..encoders.clip import ImageEncoder
 from ..media.transforms import clip_pixels
 from .detector import Track
 from .extras import need

@@ -15,11 +15,11 @@ from ..checkpoints.diffusers_folder import MODEL_INDEX
 from ..checkpoints.directory import CONFIGURATION, ModelDirectory
 from ..checkpoints.hub import fetch
 from ..checkpoints.load import load_module
-from ..conditioning.clip import ImageEncoder
+from ..encoders.clip import ImageEncoder
+from ..engine.generator import VideoGenerator
 from ..errors import CheckpointError, InputError, OutputError
-from ..generator import VideoGenerator
-from ..options import Options
 from ..progress import bar
+from ..spec.options import Options
 from ..version import __version__
 from . import metrics, pictures
 from .examples import examples
@@ -66,7 +66,7 @@ def evaluate(
         save_clips: keep every clip in ``output``; a later call with the same settings reads them, so it
             goes on where one was interrupted.
         device, dtype, attention, memory, compile, quantization: see
-            :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+            :meth:`modelscope_i2v.engine.generator.VideoGenerator.from_directory`.
         options: of the model's call, such as ``num_inference_steps``.
 
     Raises:

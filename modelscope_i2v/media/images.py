@@ -158,7 +158,7 @@ def _not_a_picture(file: BinaryIO, name: str) -> str:
     file.seek(-len(head), os.SEEK_CUR)
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
         return f"{name} is a HEIC picture, which cannot be read here; save it as JPEG or PNG."
-    from .videos import is_video  # only here: most pictures need no video library
+    from .videos import is_video
 
     if is_video(file):
         return f"{name} is a video, not a picture; take a frame out of it, or use video-to-video."

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import sdpa
-from .config import AutoencoderConfig
+from ..compute.attention import sdpa
+from ..spec.network import AutoencoderConfig
 from .layers import Conv2d, GroupNorm
 
 
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """The autoencoder of Stable Diffusion: Rombach et al., "High-Resolution Image Synthesis with
     Latent Diffusion Models" (arXiv:2112.10752). Latents here are unscaled; see
-    :data:`modelscope_i2v.families.LATENT_SCALE`.
+    :data:`modelscope_i2v.spec.families.LATENT_SCALE`.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention
+from ..compute.attention import Attention
 from .layers import Conv2d, FrameConv, GroupNorm, LayerNorm, Linear, Pointwise
 
 

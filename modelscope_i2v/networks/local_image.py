@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attention import in_launches, sdpa
+from ..compute.attention import in_launches, sdpa
 from .blocks import fold, unfold
 from .layers import Conv2d, LayerNorm, Linear
 

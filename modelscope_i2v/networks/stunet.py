@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..spec.network import STUNetConfig
 from . import local_image
 from .blocks import (
     Conditioning,
@@ -20,7 +21,6 @@ from .blocks import (
     fold,
     unfold,
 )
-from .config import STUNetConfig
 from .layers import Conv2d, GroupNorm, embedding_mlp, sinusoidal_embedding
 
 

@@ -11,9 +11,9 @@ from modelscope.models.base.base_model import Model
 from modelscope.models.builder import MODELS
 from torch import Tensor
 
-from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..generator import VideoGenerator
-from ..jobs import Job
+from ..engine.generator import VideoGenerator
+from ..engine.jobs import Job
+from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from .registration import claim
 
 
@@ -34,7 +34,7 @@ class VideoModel(Model):
             all, ``gpu`` and ``cuda`` mean that too, as everywhere in ModelScope.
         dtype, torch_dtype: ``fp32``, ``fp16``, ``bf16`` or PyTorch's own; None: what suits the device.
         attention, progress, memory, compile, quantization: see
-            :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+            :meth:`modelscope_i2v.engine.generator.VideoGenerator.from_directory`.
         generator: one of this directory that is there already.
         kwargs: the rest of the configuration's ``model`` section, which the directory's own reader reads.
 

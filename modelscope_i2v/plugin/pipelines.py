@@ -16,12 +16,12 @@ from modelscope.pipelines.builder import PIPELINES
 from modelscope.preprocessors.builder import build_preprocessor
 from modelscope.utils.constant import DEFAULT_MODEL_REVISION, Frameworks, Invoke
 
-from ..cascade import Cascade
 from ..checkpoints.directory import ModelDirectory
+from ..engine.cascade import Cascade
+from ..engine.generator import VideoGenerator
+from ..engine.outputs import check_paths, deliver
 from ..errors import InputError
-from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..generator import VideoGenerator
-from ..outputs import check_paths, deliver
+from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from .models import MadeVideo, VideoModel, present
 from .preprocessors import VideoPreprocessor
 from .registration import FIELD, claim, preprocessor_type
@@ -39,7 +39,7 @@ class VideoPipeline(Pipeline):
     Args:
         model: a checkpoint directory, an id on the hub, or what ``Model.from_pretrained`` returned. A list
             of two, for image-to-video and for video-to-video, is a cascade: the second makes the first
-            one's video larger (:class:`modelscope_i2v.cascade.Cascade`).
+            one's video larger (:class:`modelscope_i2v.engine.cascade.Cascade`).
         preprocessor: takes the place of the task's own.
         device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; without a GPU, ``gpu`` means the CPU.
         kwargs: ``dtype`` (or ``torch_dtype``), ``attention``, ``progress``, ``memory``, ``compile`` and
@@ -191,8 +191,8 @@ class VideoPipeline(Pipeline):
         Args:
             input: what the task takes, bare or a dict with options beside it.
             output_video: a path; for a list of inputs a list of paths, or one that gets numbered.
-            options: see :class:`modelscope_i2v.options.Options`; of a cascade, see
-                :func:`modelscope_i2v.cascade.animate`.
+            options: see :class:`modelscope_i2v.spec.options.Options`; of a cascade, see
+                :func:`modelscope_i2v.engine.cascade.animate`.
 
         Returns:
             ``{"output_video": …}`` with the path, or the file's bytes where no path was given, or what

@@ -9,9 +9,9 @@ from modelscope.preprocessors.base import Preprocessor
 from modelscope.preprocessors.builder import PREPROCESSORS
 from modelscope.utils.constant import ModeKeys
 
-from .. import samples
 from ..checkpoints.directory import ModelDirectory
-from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..engine import requests as samples
+from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from .registration import FIELD, claim, preprocessor_type
 
 

@@ -26,7 +26,7 @@ from ..errors import CheckpointError, VideoError
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
-    from ..families import Family
+    from ..spec.families import Family
 
 FIELD = "multi-modal"
 """ModelScope's field of the three tasks; preprocessors are grouped by field, not by task."""
@@ -97,13 +97,13 @@ def classes_in_force() -> dict[str, str]:
 
 
 def _families() -> list[Family]:
-    from ..families import FAMILIES
+    from ..spec.families import FAMILIES
 
     return list(FAMILIES.values())
 
 
 def _tasks() -> dict[str, Family]:
-    from ..families import TASKS
+    from ..spec.families import TASKS
 
     return TASKS
 

@@ -12,9 +12,9 @@ from modelscope.trainers.builder import TRAINERS
 from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
 from ..data.folder import row_entries
+from ..engine.generator import VideoGenerator
 from ..errors import InputError
-from ..families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..generator import VideoGenerator
+from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..training.config import SOURCES, TrainConfig, read_values
 from ..training.trainer import Trainer
 from .registration import TRAINER_GROUP, claim, trainer_type

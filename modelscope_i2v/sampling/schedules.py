@@ -94,4 +94,4 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "logsnr_cosine_interp": logsnr_cosine_interp,
     "cosine": lambda: zero_terminal_snr(cosine()),
 }
-"""The schedules that :class:`modelscope_i2v.families.Family` names."""
+"""The schedules that :class:`modelscope_i2v.spec.families.Family` names."""

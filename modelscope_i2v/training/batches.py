@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.cache import Cache, Shard
 from ..data.live import LiveData, LiveShard
 from ..errors import InputError
-from ..families import Family
+from ..spec.families import Family
 
 
 @dataclass(frozen=True)

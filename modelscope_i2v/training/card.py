@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..families import Family
-from ..memory_model import denoising
-from ..networks.config import STUNetConfig
+from ..memory.count import denoising
+from ..spec.families import Family
+from ..spec.network import STUNetConfig
 
 _MEGABYTE = 1_000_000
 _PROCESS = 1500

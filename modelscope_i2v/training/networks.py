@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoints.tensors import read_tensors, select
 from ..errors import InputError
 from ..networks.blocks import ResBlock, SpatialTransformer, TemporalConv, TemporalTransformer
-from ..networks.config import STUNetConfig
 from ..networks.stunet import STUNet
+from ..spec.network import STUNetConfig
 
 
 def started(config: STUNetConfig, seed: int) -> STUNet:

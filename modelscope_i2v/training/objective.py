@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families import Family
 from ..sampling.schedules import SCHEDULES
+from ..spec.families import Family
 
 HEAVIEST = 200.0
 """The largest weight of a squared error: at zero terminal SNR it would be without bound."""

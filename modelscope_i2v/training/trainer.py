@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..allocator import kept_memory
 from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
 from ..checkpoints.load import load_module
+from ..compute.attention import use_kernel
 from ..data.encode import Encoders
 from ..data.folder import Entry
 from ..errors import InputError, NumericalError, OutputError
-from ..networks.attention import use_kernel
+from ..memory.allocator import kept_memory
 from ..networks.layers import channels_last
 from ..networks.stunet import STUNet
 from . import state
@@ -38,9 +38,9 @@ from .machine import Machine
 from .networks import Average, checkpointed, own, started, take_over
 from .objective import Noised, Objective, loss
 from .optimizers import optimizers
+from .previews import Sampler
 from .progress import Progress
 from .result import fill, write_model
-from .samples import Sampler
 
 logger = logging.getLogger(__name__)
 

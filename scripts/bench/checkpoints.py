@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from modelscope_i2v.checkpoints.convert import convert
 from modelscope_i2v.checkpoints.diffusers_folder import PIPELINES
 from modelscope_i2v.checkpoints.tensors import read_tensors
-from modelscope_i2v.families import FAMILIES, Family
+from modelscope_i2v.spec.families import FAMILIES, Family
 
 IN_DIFFUSERS = tuple(family.name for family in PIPELINES.values())
 """The families that diffusers has too."""

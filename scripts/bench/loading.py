@@ -13,7 +13,7 @@ import torch
 from bench_load import forget
 from oracle import stock
 
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.spec.families import FAMILIES
 
 from .measure import timed
 from .subjects import build

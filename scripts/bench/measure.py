@@ -14,11 +14,11 @@ from full_parity import peak_memory_gb
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelscope_i2v.families import Family
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.config import AutoencoderConfig, STUNetConfig
 from modelscope_i2v.networks.layers import linear
 from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.families import Family
+from modelscope_i2v.spec.network import AutoencoderConfig, STUNetConfig
 
 TEXT_TOKENS = 77
 MATRIX_SECONDS = 0.5

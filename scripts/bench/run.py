@@ -22,9 +22,9 @@ from torch import Tensor
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.devices import DTYPES
 from modelscope_i2v.embedded import picture
-from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.progress import bar
 from modelscope_i2v.sampling.guidance import guided
+from modelscope_i2v.spec.families import FAMILIES
 
 from .checkpoints import IN_DIFFUSERS, Checkpoints
 from .loading import load_apart

@@ -24,10 +24,10 @@ from oracle.videos import stock_model, stock_video
 from PIL import Image
 from torch import Tensor, nn
 
-from modelscope_i2v.allocator import kept_memory
 from modelscope_i2v.devices import DTYPES
-from modelscope_i2v.families import Family
-from modelscope_i2v.generator import VideoGenerator
+from modelscope_i2v.engine.generator import VideoGenerator
+from modelscope_i2v.memory.allocator import kept_memory
+from modelscope_i2v.spec.families import Family
 
 from .presets import MODES
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from modelscope_i2v.data import synthetic
-from modelscope_i2v.families import LATENT_SCALE
 from modelscope_i2v.networks.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock
-from modelscope_i2v.networks.config import AutoencoderConfig
+from modelscope_i2v.spec.families import LATENT_SCALE
+from modelscope_i2v.spec.network import AutoencoderConfig
 
 CROP = 64
 KL_WEIGHT = 5e-4

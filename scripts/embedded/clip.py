@@ -28,11 +28,11 @@ from sizes import CLIP, HEIGHT, SEED, WIDTH
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from modelscope_i2v.conditioning.clip import build
-from modelscope_i2v.conditioning.prompts import tokenize
 from modelscope_i2v.data import synthetic
+from modelscope_i2v.encoders.clip import build
+from modelscope_i2v.encoders.prompts import tokenize
 from modelscope_i2v.media.transforms import CLIP_MEAN, CLIP_STD
-from modelscope_i2v.networks.config import CLIPConfig
+from modelscope_i2v.spec.network import CLIPConfig
 from modelscope_i2v.training.optimizers import Muon
 
 SIDE = CLIP["vision_cfg"]["image_size"]

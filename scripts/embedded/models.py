@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from sizes import CLIP, DDCONFIG, FAMILIES, FRAMES, HEIGHT, SEED, UNET, WIDTH
 
-from modelscope_i2v import families
 from modelscope_i2v.data import synthetic
+from modelscope_i2v.spec import families
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,8 +14,8 @@ from checkpoints_factory import WIDTH, configs, random_state
 from torch import Tensor, nn
 
 from modelscope_i2v.adapters.lora import add_lora, save_lora
-from modelscope_i2v.networks.config import STUNetConfig
 from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.network import STUNetConfig
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modelscope_i2v.adapters.load import load_lora, loras, unload_lora
-from modelscope_i2v.checkpoints.layouts import Layout, unet_names
+from modelscope_i2v.checkpoints.key_maps import Layout, unet_names
 from modelscope_i2v.errors import CheckpointError
 from modelscope_i2v.networks.local_image import over_time
 from modelscope_i2v.networks.stunet import STUNet

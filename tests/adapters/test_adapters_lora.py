@@ -17,8 +17,8 @@ from modelscope_i2v.adapters import lora
 from modelscope_i2v.adapters.load import load_lora, loras, scale_lora, unload_lora
 from modelscope_i2v.adapters.lora import FEED_FORWARD, TARGETS, add_lora, save_lora
 from modelscope_i2v.errors import CheckpointError, InputError, OutputError
-from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.networks.layers import cast
+from modelscope_i2v.spec.families import FAMILIES
 
 EVERY_KIND = ("proj_in", "proj_out", "op", "conv", "conv1.2", "skip_connection", "out.2", "to_qkv", *TARGETS)
 """Linear layers, 1×1 convolutions that are linear, convolutions in space and over time."""

@@ -17,10 +17,10 @@ from modelscope_i2v.cli import make
 from modelscope_i2v.cli.main import main
 from modelscope_i2v.cli.parser import _lora
 from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import CheckpointError, InputError
-from modelscope_i2v.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.media.videos import read_video
+from modelscope_i2v.spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 
 SMALL = {"num_inference_steps": 1, "num_frames": 2, "height": 64, "width": 64, "seed": 7, "output_type": "np"}
 

@@ -24,8 +24,8 @@ from bench.measure import count_autoencoder, count_evaluation  # noqa: E402
 from bench.presets import ORDER, SMOKE, Case  # noqa: E402
 from bench.report import SUBJECTS, full_table, size_of  # noqa: E402
 
-from modelscope_i2v.families import FAMILIES  # noqa: E402
-from modelscope_i2v.networks.config import AutoencoderConfig  # noqa: E402
+from modelscope_i2v.spec.families import FAMILIES  # noqa: E402
+from modelscope_i2v.spec.network import AutoencoderConfig  # noqa: E402
 
 EXACT = {"evaluation": 1e-5, "encode": 1e-5, "decode": 1e-5, "step": 1e-4, "video": 1e-2}
 """How far fp32 may be from the fp32 original; guidance and a video's steps magnify rounding."""

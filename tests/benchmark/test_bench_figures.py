@@ -20,7 +20,7 @@ from bench import run as runs
 from bench.measure import Sample, count_autoencoder, count_evaluation
 from bench.presets import SMOKE, Case
 
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.spec.families import FAMILIES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FAMILY = "text-to-video-synthesis"

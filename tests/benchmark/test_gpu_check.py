@@ -15,10 +15,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "scripts"))
 import gpu_check
 import gpu_modes
 
-from modelscope_i2v import memory_model
-from modelscope_i2v.families import FAMILIES, VIDEO_TO_VIDEO
-from modelscope_i2v.memory_model import MODES, Model
-from modelscope_i2v.networks.chunking import FeedForward
+from modelscope_i2v.memory import count as memory_model
+from modelscope_i2v.memory.chunking import FeedForward
+from modelscope_i2v.memory.count import MODES, Model
+from modelscope_i2v.spec.families import FAMILIES, VIDEO_TO_VIDEO
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from modelscope_i2v.checkpoints.convert import convert
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.checkpoints.tensors import read_tensors, select
 from modelscope_i2v.errors import CheckpointError, InputError, OutputError
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.spec.families import FAMILIES
 
 T2V, I2V, V2V, XL = "text-to-video-synthesis", "image-to-video", "video-to-video", "i2vgen-xl"
 PARTS = ("unet", "clip", "autoencoder")

@@ -30,11 +30,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from modelscope_i2v.checkpoints.convert import convert
 from modelscope_i2v.checkpoints.diffusers_folder import layouts
 from modelscope_i2v.checkpoints.directory import ModelDirectory
-from modelscope_i2v.checkpoints.layouts import IMAGE_CHANNELS, Layout
-from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig
+from modelscope_i2v.checkpoints.key_maps import IMAGE_CHANNELS, Layout
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.networks.local_image import over_time
+from modelscope_i2v.spec.families import FAMILIES
+from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig
 
 XL, T2V = "i2vgen-xl", "text-to-video-synthesis"
 PIPELINES = {XL: I2VGenXLPipeline, T2V: TextToVideoSDPipeline}

@@ -12,8 +12,8 @@ from checkpoint_files import SMALL_CLIP, touch_weights, write_configuration
 
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.errors import CheckpointError
-from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig
+from modelscope_i2v.spec.families import FAMILIES
+from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig
 
 NAMES = list(FAMILIES)
 T2V, I2V, V2V, XL = "text-to-video-synthesis", "image-to-video", "video-to-video", "i2vgen-xl"

@@ -15,11 +15,11 @@ from modelscope_i2v.checkpoints.inspect import inspect
 from modelscope_i2v.checkpoints.kinds import identify
 from modelscope_i2v.checkpoints.load import load_module
 from modelscope_i2v.checkpoints.tensors import read_tensors
-from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder, build
+from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder, build
 from modelscope_i2v.errors import CheckpointError
-from modelscope_i2v.families import FAMILIES
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.families import FAMILIES
 
 T2V, I2V, V2V = "text-to-video-synthesis", "image-to-video", "video-to-video"
 
@@ -126,7 +126,7 @@ def test_a_full_size_unet_alone(tmp_path: Path, task: str, parameters: int, word
 
 
 def test_a_full_size_autoencoder_and_clip_alone(tmp_path: Path) -> None:
-    from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig
+    from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig
 
     (file,) = inspect(full_size(tmp_path, on_meta(AutoencoderKL, AutoencoderConfig()))).files
     assert file.kind == "a KL autoencoder" and not file.differences and file.parameters == 83_653_863

@@ -14,11 +14,12 @@ from PIL import Image
 
 import modelscope_i2v
 from modelscope_i2v import OutputError
-from modelscope_i2v.cli import demo, make, memory
+from modelscope_i2v.cli import demo, make
 from modelscope_i2v.embedded import model_directory, picture
-from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.media.videos import read_video
 from modelscope_i2v.media.write import read_metadata, write_video
+from modelscope_i2v.memory import machine as memory
+from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 
 SMALL = ("--num-inference-steps", 1, "--num-frames", 2, "--height", 32, "--width", 32, "--device", "cpu")
 
@@ -229,7 +230,7 @@ def test_an_id_is_fetched_from_the_hub(run, monkeypatch, tmp_path):
 
 
 def test_ctrl_c_while_denoising_leaves_nothing(run, monkeypatch, tmp_path):
-    from modelscope_i2v.generator import VideoGenerator
+    from modelscope_i2v.engine.generator import VideoGenerator
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -347,8 +348,8 @@ def test_the_doctor_tells_of_a_package_that_is_there_and_broken(run, monkeypatch
 
 
 def test_memory_verdicts(monkeypatch):
-    from modelscope_i2v import memory_model
     from modelscope_i2v.cli.doctor import _fits
+    from modelscope_i2v.memory import count as memory_model
 
     gigabytes = 10**9
     of_mode = {"resident": 20, "offload": 10, "minimal": 4}

@@ -11,8 +11,8 @@ import pytest
 
 from modelscope_i2v import InputError
 from modelscope_i2v.cli import convert, make, parser
-from modelscope_i2v.families import FAMILIES, TASKS
-from modelscope_i2v.options import FIELDS, options_of
+from modelscope_i2v.spec.families import FAMILIES, TASKS
+from modelscope_i2v.spec.options import FIELDS, options_of
 
 COMMANDS = ("image-to-video", "video-to-video", "text-to-video")
 ALL_COMMANDS = (*COMMANDS, "animate", "demo", "convert", "inspect", "doctor", "enable", "disable")
@@ -125,8 +125,8 @@ def test_the_version(run):
 
 def test_names_that_stand_in_for_tables_that_import_torch():
     from modelscope_i2v.checkpoints.convert import Target
+    from modelscope_i2v.compute.attention import KERNELS
     from modelscope_i2v.devices import DTYPES
-    from modelscope_i2v.networks.attention import KERNELS
 
     assert tuple(DTYPES) == parser.DTYPES and tuple(KERNELS) == parser.ATTENTION
     assert get_args(Target) == convert.LAYOUTS

@@ -8,16 +8,16 @@ import torch
 from checkpoints_factory import configs, random_state
 
 from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.engine.generator import Job, VideoGenerator
 from modelscope_i2v.errors import InputError
-from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
-from modelscope_i2v.generator import Job, VideoGenerator
 from modelscope_i2v.networks.local_image import over_time
 from modelscope_i2v.networks.stunet import STUNet
-from modelscope_i2v.options import resolve
-from modelscope_i2v.sampling.anchor import anchored
+from modelscope_i2v.sampling.first_frame import anchored
 from modelscope_i2v.sampling.noise import NoiseSource, SolverNoise
 from modelscope_i2v.sampling.schedules import SCHEDULES
 from modelscope_i2v.sampling.solvers import SOLVERS
+from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.spec.options import resolve
 
 QUICK = {"num_inference_steps": 3, "num_frames": 4, "height": 64, "width": 64, "progress": False}
 LATENT = {**QUICK, "output_type": "latent"}

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import modelscope_i2v
-from modelscope_i2v import cascade as cascade_module
-from modelscope_i2v.cascade import Animation, Cascade, animate, free_memory, working_memory
 from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.engine import cascade as cascade_module
+from modelscope_i2v.engine.cascade import Animation, Cascade, animate, free_memory, working_memory
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import Cancelled, CheckpointError, InputError, OutputError
-from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.media.videos import read_video
 
 TEXT = "A boat on the sea."

@@ -10,13 +10,13 @@ from oracle.compare import relative_rms
 from small_unet import small_unet
 
 from modelscope_i2v.adapters.branches import Branch, attach, branches, detach
+from modelscope_i2v.compute import compilation
+from modelscope_i2v.compute.compilation import as_written, check_compiler, compile_blocks
 from modelscope_i2v.embedded import model_directory
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import InputError
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.networks import compilation
-from modelscope_i2v.networks.compilation import as_written, check_compiler, compile_blocks
+from modelscope_i2v.memory.placement import Placement
 from modelscope_i2v.networks.layers import cast
-from modelscope_i2v.placement import Placement
 
 KINDS = 4
 """Residual blocks of two widths, and both transformers."""

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder, build
-from modelscope_i2v.conditioning.prompts import CONTEXT_LENGTH
+from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder, build
+from modelscope_i2v.encoders.prompts import CONTEXT_LENGTH
 from modelscope_i2v.errors import CheckpointError
-from modelscope_i2v.networks.config import CLIPConfig
+from modelscope_i2v.spec.network import CLIPConfig
 
 CONFIG = CLIPConfig(
     custom={

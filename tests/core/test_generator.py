@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.engine.generator import Job, VideoGenerator
+from modelscope_i2v.engine.requests import picture_frame
 from modelscope_i2v.errors import (
     Cancelled,
     CheckpointError,
@@ -19,14 +21,12 @@ from modelscope_i2v.errors import (
     OutOfMemoryError,
     OutputError,
 )
-from modelscope_i2v.families import FAMILIES, LATENT_SCALE
-from modelscope_i2v.generator import Job, VideoGenerator
 from modelscope_i2v.media.write import write_video
 from modelscope_i2v.networks.layers import layouts
-from modelscope_i2v.options import resolve
-from modelscope_i2v.samples import picture_frame
 from modelscope_i2v.sampling.noise import NoiseSource
 from modelscope_i2v.sampling.solvers import SOLVERS
+from modelscope_i2v.spec.families import FAMILIES, LATENT_SCALE
+from modelscope_i2v.spec.options import resolve
 
 QUICK = {"num_inference_steps": 2, "num_frames": 3, "height": 64, "width": 64, "progress": False}
 

@@ -12,11 +12,11 @@ from small_unet import small_unet
 
 from modelscope_i2v.adapters.branches import Branch, attach, detach
 from modelscope_i2v.embedded import model_directory
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import Cancelled, InputError
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.networks.chunking import chunked
+from modelscope_i2v.memory.chunking import chunked
+from modelscope_i2v.memory.placement import MODES, Placement, stream_blocks, streamed_bytes
 from modelscope_i2v.networks.layers import cast
-from modelscope_i2v.placement import MODES, Placement, stream_blocks, streamed_bytes
 
 CPU = torch.device("cpu")
 MOVING = pytest.mark.parametrize("mode", ["offload", "minimal"])
@@ -220,7 +220,7 @@ def test_auto_goes_over_to_a_smaller_mode_while_a_video_needs_it(generator, monk
         asked.append((options.num_frames, options.batch_size, there))
         return "offload" if options.num_frames > 2 else "resident"
 
-    monkeypatch.setattr("modelscope_i2v.memory_model.choose", choose)
+    monkeypatch.setattr("modelscope_i2v.memory.count.choose", choose)
     generator.placement = Placement(CPU, "resident", adapts=True, moves=True)
     try:
         frames_of(generator)

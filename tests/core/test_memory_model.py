@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modelscope_i2v import memory_model
 from modelscope_i2v.devices import out_of_memory_told
 from modelscope_i2v.errors import OutOfMemoryError
-from modelscope_i2v.families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
-from modelscope_i2v.memory_model import Live, Model, decoding, denoising, peak
+from modelscope_i2v.memory import count as memory_model
+from modelscope_i2v.memory.chunking import chunked
+from modelscope_i2v.memory.count import Live, Model, decoding, denoising, peak
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.blocks import FeedForward
-from modelscope_i2v.networks.chunking import chunked
-from modelscope_i2v.networks.config import AutoencoderConfig, STUNetConfig
 from modelscope_i2v.networks.stunet import STUNet
-from modelscope_i2v.options import resolve
+from modelscope_i2v.spec.families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.spec.network import AutoencoderConfig, STUNetConfig
+from modelscope_i2v.spec.options import resolve
 
 SMALL = STUNetConfig(
     dim=64, dim_mult=(1, 2), res_blocks=1, head_dim=32, num_heads=2, context_dim=24, attn_scales=(1.0,)

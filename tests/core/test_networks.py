@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from oracle.compare import relative_rms
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modelscope_i2v.allocator import kept_memory
+from modelscope_i2v.compute import attention
+from modelscope_i2v.compute.attention import Attention, use_kernel
 from modelscope_i2v.errors import InputError
-from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.networks import attention, autoencoder, local_image
-from modelscope_i2v.networks.attention import Attention, use_kernel
+from modelscope_i2v.memory.allocator import kept_memory
+from modelscope_i2v.networks import autoencoder, local_image
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
 from modelscope_i2v.networks.blocks import FeedForward, SpatialTransformer
-from modelscope_i2v.networks.config import AutoencoderConfig, STUNetConfig
 from modelscope_i2v.networks.layers import Linear, cast, float32_names, linear, sinusoidal_embedding
 from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.families import FAMILIES
+from modelscope_i2v.spec.network import AutoencoderConfig, STUNetConfig
 
 SMALL = {
     "dim": 32,

@@ -10,14 +10,14 @@ from checkpoints_factory import configs, random_state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelscope_i2v.conditioning.clip import TextEncoder
-from modelscope_i2v.conditioning.prompts import MAX_WEIGHT, check_text, parse, rows_needed, tokenize
 from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.encoders.clip import TextEncoder
+from modelscope_i2v.encoders.prompts import MAX_WEIGHT, check_text, parse, rows_needed, tokenize
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import InputError
-from modelscope_i2v.families import FAMILIES, IMAGE_TO_VIDEO
-from modelscope_i2v.generator import VideoGenerator
 from modelscope_i2v.media.write import write_video
-from modelscope_i2v.options import resolve
+from modelscope_i2v.spec.families import FAMILIES, IMAGE_TO_VIDEO
+from modelscope_i2v.spec.options import resolve
 
 PLAIN = [
     "",

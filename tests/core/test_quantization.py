@@ -9,17 +9,17 @@ import torch
 from oracle.compare import relative_rms
 from small_unet import small_unet
 
-from modelscope_i2v import memory_model
 from modelscope_i2v.adapters.branches import Branch, attach, detach
+from modelscope_i2v.compute.compilation import compile_blocks
+from modelscope_i2v.compute.quantization import quantize, stored
 from modelscope_i2v.embedded import model_directory
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import InputError
 from modelscope_i2v.evaluation.metrics import psnr
-from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.networks.compilation import compile_blocks
+from modelscope_i2v.memory import count as memory_model
+from modelscope_i2v.memory.placement import Placement
 from modelscope_i2v.networks.layers import Linear, cast
-from modelscope_i2v.networks.quantization import quantize, stored
-from modelscope_i2v.placement import Placement
+from modelscope_i2v.spec.families import FAMILIES
 
 TASK = "text-to-video-synthesis"
 QUICK = {"num_inference_steps": 4, "num_frames": 4, "height": 64, "width": 64, "seed": 1, "progress": False}

@@ -14,17 +14,17 @@ import torch
 
 from modelscope_i2v.cli.main import main
 from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.engine.generator import VideoGenerator
+from modelscope_i2v.engine.jobs import Job
 from modelscope_i2v.errors import InputError
-from modelscope_i2v.families import FAMILIES, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.jobs import Job
-from modelscope_i2v.options import resolve
-from modelscope_i2v.placement import Placement
+from modelscope_i2v.memory.placement import Placement
 from modelscope_i2v.sampling.guidance import denoiser, guided, in_interval
 from modelscope_i2v.sampling.noise import SolverNoise
 from modelscope_i2v.sampling.schedules import SCHEDULES, sqrt_linear
 from modelscope_i2v.sampling.solvers import SOLVERS
-from modelscope_i2v.speed import SPEEDS
+from modelscope_i2v.spec.families import FAMILIES, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.spec.options import resolve
+from modelscope_i2v.spec.speed import SPEEDS
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "scripts"))
 

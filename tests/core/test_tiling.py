@@ -9,10 +9,10 @@ import torch
 
 from modelscope_i2v.data import synthetic
 from modelscope_i2v.embedded import model_directory
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.networks import tiling
+from modelscope_i2v.engine.generator import VideoGenerator
+from modelscope_i2v.memory import tiling
+from modelscope_i2v.memory.tiling import tiled_decode, tiled_encode
 from modelscope_i2v.networks.layers import cast
-from modelscope_i2v.networks.tiling import tiled_decode, tiled_encode
 
 
 @pytest.fixture(scope="module")

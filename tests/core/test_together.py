@@ -17,12 +17,13 @@ import pytest
 import torch
 from small_unet import SMALL, small_unet
 
-from modelscope_i2v import allocator, memory_model
 from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import Cancelled, OutOfMemoryError
-from modelscope_i2v.generator import VideoGenerator
-from modelscope_i2v.networks.chunking import chunked
-from modelscope_i2v.placement import Placement, send
+from modelscope_i2v.memory import allocator
+from modelscope_i2v.memory import count as memory_model
+from modelscope_i2v.memory.chunking import chunked
+from modelscope_i2v.memory.placement import Placement, send
 
 CPU = torch.device("cpu")
 QUICK = {"num_inference_steps": 2, "num_frames": 2, "height": 48, "width": 48, "progress": False}

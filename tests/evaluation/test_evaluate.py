@@ -20,7 +20,7 @@ from modelscope_i2v.evaluation.examples import examples
 from modelscope_i2v.evaluation.measure import Made, of_clip, rows
 from modelscope_i2v.evaluation.metrics import Estimate
 from modelscope_i2v.evaluation.report import Row
-from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 
 TINY = {"num_inference_steps": 1, "num_frames": 3, "height": 32, "width": 32, "device": "cpu"}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from diffusers import I2VGenXLUNet
 from torch import Tensor
 
-from modelscope_i2v.checkpoints.layouts import Layout, unet_names
-from modelscope_i2v.networks.config import STUNetConfig
+from modelscope_i2v.checkpoints.key_maps import Layout, unet_names
+from modelscope_i2v.spec.network import STUNetConfig
 
 
 def in_diffusers(

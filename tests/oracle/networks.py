@@ -12,7 +12,7 @@ import open_clip
 from open_clip import factory
 from torch import Tensor, nn
 
-from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
+from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
 
 from . import stock
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modelscope_i2v.checkpoints.directory import ModelDirectory
-from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig
+from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig
 
 from . import networks, stock
 

@@ -12,10 +12,10 @@ from oracle.compare import relative_rms
 from oracle.networks import stock_autoencoder
 from torch import nn
 
-from modelscope_i2v.families import TASKS
+from modelscope_i2v.memory.tiling import tiled_decode, tiled_encode
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.config import AutoencoderConfig
-from modelscope_i2v.networks.tiling import tiled_decode, tiled_encode
+from modelscope_i2v.spec.families import TASKS
+from modelscope_i2v.spec.network import AutoencoderConfig
 
 SMALL = configs("image-to-video").autoencoder
 SIZES = {

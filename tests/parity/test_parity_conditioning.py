@@ -13,9 +13,9 @@ from PIL import Image
 
 from modelscope_i2v.checkpoints.load import load_module
 from modelscope_i2v.checkpoints.tensors import read_tensors
-from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder
-from modelscope_i2v.families import FAMILIES, TASKS
+from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder
 from modelscope_i2v.media.transforms import center_crop, clip_pixels
+from modelscope_i2v.spec.families import FAMILIES, TASKS
 
 CLIP = configs("image-to-video").clip
 LIMIT = 1e-5

@@ -21,16 +21,16 @@ from oracle.i2vgen import build, in_diffusers, planes, run
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from modelscope_i2v.conditioning.clip import ImageEncoder, TextEncoder
-from modelscope_i2v.families import I2VGEN_XL
-from modelscope_i2v.generator import VideoGenerator
+from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder
+from modelscope_i2v.engine.generator import VideoGenerator
+from modelscope_i2v.engine.requests import clip_input
 from modelscope_i2v.media.transforms import CLIP_MEAN, CLIP_STD
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.config import STUNetConfig
 from modelscope_i2v.networks.local_image import over_time
 from modelscope_i2v.networks.stunet import STUNet
-from modelscope_i2v.samples import clip_input
 from modelscope_i2v.sampling.schedules import cosine, zero_terminal_snr
+from modelscope_i2v.spec.families import I2VGEN_XL
+from modelscope_i2v.spec.network import STUNetConfig
 
 TOKENS = 7
 LIMIT = 1e-5

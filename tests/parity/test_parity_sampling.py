@@ -10,11 +10,11 @@ from oracle import stock
 from oracle.compare import relative_rms
 from torch import Tensor
 
-from modelscope_i2v.families import FAMILIES, Family
 from modelscope_i2v.sampling.guidance import denoiser, guided
 from modelscope_i2v.sampling.noise import NoiseSource, SolverNoise
 from modelscope_i2v.sampling.schedules import SCHEDULES
 from modelscope_i2v.sampling.solvers import SOLVERS
+from modelscope_i2v.spec.families import FAMILIES, Family
 
 WEIGHT = 0.5 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 WANTED, WITHOUT = torch.randn(2, 1, 4, 1, 1, 1, generator=torch.Generator().manual_seed(1))

@@ -12,11 +12,11 @@ from oracle.compare import relative_rms
 from oracle.networks import build_unet, stock_unet
 from torch import Tensor, nn
 
-from modelscope_i2v.families import FAMILIES, TASKS
-from modelscope_i2v.networks.chunking import chunked
-from modelscope_i2v.networks.config import STUNetConfig
+from modelscope_i2v.memory.chunking import chunked
 from modelscope_i2v.networks.layers import cast
 from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.families import FAMILIES, TASKS
+from modelscope_i2v.spec.network import STUNetConfig
 
 TOKENS = 7
 LIMIT = 1e-5

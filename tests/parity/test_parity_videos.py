@@ -12,8 +12,8 @@ from memory_modes import MODES, OPTIONS, working_in
 from oracle.compare import frame_difference
 from oracle.videos import stock_model, stock_video
 
-from modelscope_i2v.families import TASKS
-from modelscope_i2v.generator import VideoGenerator
+from modelscope_i2v.engine.generator import VideoGenerator
+from modelscope_i2v.spec.families import TASKS
 
 SEED = 20
 V2V_SIZE = (80, 128)

@@ -7,12 +7,12 @@ import pytest
 from modelscope.outputs import OutputKeys
 from modelscope.pipelines import builder, pipeline
 
-from modelscope_i2v.cascade import Cascade
 from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.engine.cascade import Cascade
 from modelscope_i2v.errors import CheckpointError, InputError
-from modelscope_i2v.families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.media.videos import read_video
 from modelscope_i2v.plugin import pipelines
+from modelscope_i2v.spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO
 
 TASK = IMAGE_TO_VIDEO.task
 FIRST, SECOND, BOTH = (str(model_directory(f.name)) for f in (IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, I2VGEN_XL))

@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from modelscope_i2v.checkpoints.inspect import inspect
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.errors import CheckpointError
-from modelscope_i2v.families import I2VGEN_XL, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.plugin import pipelines
+from modelscope_i2v.spec.families import I2VGEN_XL, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 
 TASK = I2VGEN_XL.task
 SMALL = {"num_inference_steps": 1, "num_frames": 2, "height": 64, "width": 64, "output_type": "np"}

@@ -27,10 +27,10 @@ from PIL import Image
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.errors import CheckpointError, InputError, OutputError
-from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.media.write import write_video
 from modelscope_i2v.plugin import models, pipelines, preprocessors
 from modelscope_i2v.plugin.registration import FIELD, preprocessor_type
+from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 
 ALL = list(FAMILIES.values())
 SMALL = {"num_inference_steps": 1, "num_frames": 2, "height": 64, "width": 64, "seed": 7}

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import modelscope_i2v
-from modelscope_i2v.families import FAMILIES, TASKS
 from modelscope_i2v.plugin import registration
+from modelscope_i2v.spec.families import FAMILIES, TASKS
 
 ALL = list(FAMILIES.values())
 ROOT = Path(modelscope_i2v.__file__).resolve().parents[1]
@@ -261,7 +261,7 @@ def test_classes_that_cannot_be_imported_are_told(monkeypatch):
 
 
 def test_public_names():
-    assert modelscope_i2v.VideoGenerator.__module__ == "modelscope_i2v.generator"
+    assert modelscope_i2v.VideoGenerator.__module__ == "modelscope_i2v.engine.generator"
     assert issubclass(modelscope_i2v.InputError, modelscope_i2v.VideoError)
     assert modelscope_i2v.__version__.count(".") == 2
     assert set(modelscope_i2v.__all__) <= set(dir(modelscope_i2v))

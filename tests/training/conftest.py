@@ -14,12 +14,12 @@ import torch
 from checkpoints_factory import random_state
 from safetensors.torch import save_file
 
-from modelscope_i2v.conditioning.clip import build
 from modelscope_i2v.data.cache import CacheWriter
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.encoders.clip import build
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.config import AutoencoderConfig, CLIPConfig
 from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.families import FAMILIES
+from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig
 from modelscope_i2v.training import trainer
 from modelscope_i2v.training.config import TrainConfig
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from modelscope_i2v.data.synthetic import STILL
-from modelscope_i2v.families import FAMILIES
+from modelscope_i2v.spec.families import FAMILIES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_embedded.sh"
 

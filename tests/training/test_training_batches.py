@@ -11,7 +11,7 @@ import torch
 
 from modelscope_i2v.data.cache import Cache, CacheWriter
 from modelscope_i2v.errors import InputError, OutputError
-from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.training.batches import Batches, Order
 from modelscope_i2v.training.trainer import Trainer
 

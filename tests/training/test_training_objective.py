@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modelscope_i2v.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.sampling.guidance import denoiser
 from modelscope_i2v.sampling.schedules import SCHEDULES
+from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.training.objective import HEAVIEST, Objective, loss
 
 SHAPE = (3, 4, 2, 3, 3)

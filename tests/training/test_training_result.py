@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from modelscope_i2v.checkpoints.convert import convert
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.cli.main import main
+from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import CheckpointError, InputError, NumericalError, OutputError
 from modelscope_i2v.evaluation import evaluate
-from modelscope_i2v.families import FAMILIES
-from modelscope_i2v.generator import VideoGenerator
+from modelscope_i2v.spec.families import FAMILIES
 from modelscope_i2v.training import card, result
 from modelscope_i2v.training.curves import running_mean
 from modelscope_i2v.training.machine import Machine
@@ -74,7 +74,7 @@ def test_cards_name_the_inputs_of_their_task(family, tmp_path):
     widget = yaml.safe_load(text.split("---\n")[1])["widgets"][0]
     assert widget["task"] == family.task
     names = [wanted["name"] for wanted in widget["inputs"]]
-    from modelscope_i2v.samples import input_keys
+    from modelscope_i2v.engine.requests import input_keys
 
     assert set(names) <= set(input_keys(family))
     assert ("text" in names) == family.reads_text

@@ -22,18 +22,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .conditioning.clip import ImageEncoder, TextEncoder
-from .devices import encoder_dtype, free_memory
-from .families import Family
-from .networks.autoencoder import AutoencoderKL
-from .networks.chunking import chunked
-from .networks.config import AutoencoderConfig, CLIPConfig, STUNetConfig
-from .networks.layers import cast
-from .networks.quantization import quantize, stored
-from .networks.stunet import STUNet
-from .networks.tiling import REACH
-from .options import Options
+from ..compute.quantization import quantize, stored
+from ..devices import encoder_dtype, free_memory
+from ..encoders.clip import ImageEncoder, TextEncoder
+from ..networks.autoencoder import AutoencoderKL
+from ..networks.layers import cast
+from ..networks.stunet import STUNet
+from ..spec.families import Family
+from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
+from ..spec.options import Options
+from .chunking import chunked
 from .placement import CHUNK_TOKENS, frugal, streamed_bytes
+from .tiling import REACH
 
 MODES = ("resident", "offload", "minimal")
 """The modes that have a peak of their own, the fastest first."""
@@ -57,7 +57,7 @@ class Model:
     clip: CLIPConfig
     reads_text: bool
     quantization: str | None = None
-    """Of the U-Net's weights, see :mod:`modelscope_i2v.networks.quantization`."""
+    """Of the U-Net's weights, see :mod:`modelscope_i2v.compute.quantization`."""
 
     @classmethod
     def full_size(cls, family: Family) -> Model:
@@ -242,7 +242,7 @@ def denoising(
     Args:
         batch: rows that go through at once: videos, times two for both guidance branches.
         height, width: of the latents.
-        chunk: see :func:`modelscope_i2v.networks.chunking.chunked`.
+        chunk: see :func:`modelscope_i2v.memory.chunking.chunked`.
     """
     unet = _unet(config, dtype, quantization)
     conditions: dict[str, torch.Tensor] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import InputError
-from .layers import Linear
+from ..networks.layers import Linear
 
 QUANTIZATIONS = ("int8",)
 """What the argument ``quantization`` can be, beside None."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .samples import Sample
-from .sampling.noise import NoiseSource
+from ..sampling.noise import NoiseSource
+from .requests import Sample
 
 
 class Job(NamedTuple):

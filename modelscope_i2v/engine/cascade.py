@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.directory import ModelDirectory
+from ..checkpoints.hub import fetch
+from ..checkpoints.kinds import Part
+from ..checkpoints.tensors import TensorFile, select
+from ..devices import default_dtype, free_memory, out_of_memory_told, parse_dtype, resolve_device
+from ..errors import CheckpointError, InputError
+from ..memory.count import denoising
+from ..memory.placement import send
+from ..networks.stunet import STUNet
+from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..spec.network import STUNetConfig
+from ..spec.options import OF_FIRST, OF_RESULT, Options, options_of
 from . import outputs
-from .checkpoints.directory import ModelDirectory
-from .checkpoints.hub import fetch
-from .checkpoints.kinds import Part
-from .checkpoints.tensors import TensorFile, select
-from .devices import default_dtype, free_memory, out_of_memory_told, parse_dtype, resolve_device
-from .errors import CheckpointError, InputError
-from .families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from .generator import VideoGenerator
-from .memory_model import denoising
-from .networks.config import STUNetConfig
-from .networks.stunet import STUNet
-from .options import OF_FIRST, OF_RESULT, Options, options_of
-from .placement import send
 
 MODELS = (IMAGE_TO_VIDEO.hub_ids[0], VIDEO_TO_VIDEO.hub_ids[0])
 """The two stages of the model cards."""
@@ -95,7 +95,7 @@ class Cascade:
             models: a model for ``image-to-video`` (I2VGen-XL too), and one for ``video-to-video``:
                 directories, or ids on the ModelScope hub.
             device, dtype, attention, memory, compile, quantization: see
-                :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+                :meth:`modelscope_i2v.engine.generator.VideoGenerator.from_directory`.
             refine_only: leave out the first.
 
         Raises:
@@ -155,7 +155,7 @@ class Cascade:
             output_video: a path, one for each video, or None for the videos themselves.
 
         Returns:
-            For each input its video as :meth:`~modelscope_i2v.generator.VideoGenerator.__call__` returns
+            For each input its video as :meth:`.VideoGenerator.__call__` returns
             it, or with ``keep_first`` an :class:`Animation`.
 
         Raises:
@@ -302,7 +302,7 @@ def animate(
         keep_first: also write the small video, next to the other: ``cat-first.mp4`` beside ``cat.mp4``.
         refine: a first video (a path, a URL, bytes, or frames), or a list of them: ``image`` is not
             looked at, and the second stage alone runs, on this.
-        options: see :class:`modelscope_i2v.options.Options`. By its plain name
+        options: see :class:`modelscope_i2v.spec.options.Options`. By its plain name
 
             * ``height``, ``width`` or ``output_type`` is the result's, hence the second stage's;
             * ``num_inference_steps``, ``guidance_scale``, ``guidance_rescale``, ``scheduler``, ``eta``,
@@ -312,7 +312,7 @@ def animate(
         first_options: options of the first stage alone; they win over the plain ones.
         refine_options: options of the second stage alone, likewise.
         device, dtype, attention, memory, compile, quantization: see
-            :meth:`modelscope_i2v.generator.VideoGenerator.from_directory`.
+            :meth:`modelscope_i2v.engine.generator.VideoGenerator.from_directory`.
 
     Returns:
         The video as ``output_type`` says: a path, bytes, frames. With ``keep_first`` an :class:`Animation`,

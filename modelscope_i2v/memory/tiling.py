@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoencoder import AutoencoderKL, Level, Posterior, ResnetBlock
-from .layers import GroupNorm
+from ..networks.autoencoder import AutoencoderKL, Level, Posterior, ResnetBlock
+from ..networks.layers import GroupNorm
 
 GROUPS = 32
 """Of every norm in the autoencoder."""

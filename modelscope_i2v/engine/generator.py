@@ -16,34 +16,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import outputs, room, samples
-from .adapters import load as adapters
-from .allocator import kept_memory
-from .checkpoints.directory import ModelDirectory
-from .conditioning.clip import ImageEncoder, TextEncoder
-from .devices import default_dtype, parse_dtype, resolve_device
-from .errors import Cancelled, InputError, NumericalError
-from .families import LATENT_SCALE, Family
+from ..adapters import load as adapters
+from ..checkpoints.directory import ModelDirectory
+from ..compute import compilation
+from ..compute import quantization as quantizing
+from ..compute.attention import use_kernel
+from ..devices import default_dtype, parse_dtype, resolve_device
+from ..encoders.clip import ImageEncoder, TextEncoder
+from ..errors import Cancelled, InputError, NumericalError
+from ..memory import guard as room
+from ..memory.allocator import kept_memory
+from ..memory.placement import Placement
+from ..memory.tiling import tiled_decode, tiled_encode
+from ..networks.autoencoder import AutoencoderKL
+from ..networks.layers import cast
+from ..networks.stunet import STUNet
+from ..progress import bar
+from ..sampling.first_frame import anchored
+from ..sampling.guidance import denoiser, guided, in_interval
+from ..sampling.noise import NoiseSource, SolverNoise
+from ..sampling.schedules import SCHEDULES
+from ..sampling.solvers import SOLVERS, Denoiser, ddim_inversion, inversion_timesteps
+from ..spec.families import LATENT_SCALE, Family
+from ..spec.network import CLIPConfig
+from ..spec.options import Options
+from ..spec.speed import SPEEDS
+from . import outputs
+from . import requests as samples
+from .components import load_networks
 from .jobs import Job, batches
-from .loading import load_networks
-from .networks import compilation
-from .networks import quantization as quantizing
-from .networks.attention import use_kernel
-from .networks.autoencoder import AutoencoderKL
-from .networks.config import CLIPConfig
-from .networks.layers import cast
-from .networks.stunet import STUNet
-from .networks.tiling import tiled_decode, tiled_encode
-from .options import Options
-from .placement import Placement
-from .progress import bar
-from .samples import Sample
-from .sampling.anchor import anchored
-from .sampling.guidance import denoiser, guided, in_interval
-from .sampling.noise import NoiseSource, SolverNoise
-from .sampling.schedules import SCHEDULES
-from .sampling.solvers import SOLVERS, Denoiser, ddim_inversion, inversion_timesteps
-from .speed import SPEEDS
+from .requests import Sample
 
 Conditions = Mapping[str, Tensor]
 """A network's inputs beside latents and timesteps, each [b, …]."""
@@ -113,17 +115,18 @@ class VideoGenerator:
             device: ``cpu``, ``cuda`` (or ``gpu``), ``cuda:1``, ``mps``; by default the best there is.
             dtype: ``fp32``, ``fp16`` or ``bf16``; by default fp16 or bf16 on a GPU as suits it, fp32 on
                 a CPU.
-            attention: a name of :data:`modelscope_i2v.networks.attention.KERNELS`.
+            attention: a name of :data:`modelscope_i2v.compute.attention.KERNELS`.
             ready: networks that are loaded already, by the names of their attributes here; their files
                 stay unread.
-            memory: ``resident``, ``offload`` or ``minimal``, see :class:`modelscope_i2v.placement.Placement`;
-                ``auto``: the fastest for which the device's free memory suffices, by the size of the
-                checkpoint's default video, and a smaller one once a call needs it.
-            compile: compile the U-Net's blocks (:mod:`modelscope_i2v.networks.compilation`), which takes
+            memory: ``resident``, ``offload`` or ``minimal``, see
+                :class:`~modelscope_i2v.memory.placement.Placement`; ``auto``: the fastest for which the
+                device's free memory suffices, by the size of the checkpoint's default video, and a smaller
+                one once a call needs it.
+            compile: compile the U-Net's blocks (:mod:`modelscope_i2v.compute.compilation`), which takes
                 minutes at the first step, and again at the first step with a LoRA. Where ``auto`` goes
                 over to ``minimal``, they compute as they are written.
             quantization: ``int8`` keeps the U-Net's linear layers in eight bits
-                (:mod:`modelscope_i2v.networks.quantization`).
+                (:mod:`modelscope_i2v.compute.quantization`).
 
         Raises:
             CheckpointError: for a directory or file that is not what it should be.
@@ -160,7 +163,7 @@ class VideoGenerator:
         Args:
             inputs: pictures, videos, texts or dicts, as the task takes them.
             output_video: a path, one for each video, or None for the videos themselves.
-            options: see :class:`modelscope_i2v.options.Options`. Inputs share a batch of
+            options: see :class:`modelscope_i2v.spec.options.Options`. Inputs share a batch of
                 ``batch_size`` where their options and frame counts are equal.
 
         Returns:
@@ -187,7 +190,7 @@ class VideoGenerator:
                 yield job, self.finish(job, latents)
 
     def resolve(self, given: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
-        """Parts an input from its options and checks those: :func:`modelscope_i2v.samples.resolve`."""
+        """Parts an input from its options and checks those: :func:`.requests.resolve`."""
         return samples.resolve(self.family, given, options, self.defaults)
 
     def prepare(self, given: Any, **options: Any) -> Sample:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .networks.config import STUNetConfig
+from .network import STUNetConfig
 
 LATENT_SCALE = 0.18215
 """Factor between the autoencoder's latents and the ones that are diffused (Stable Diffusion)."""

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention
-from .blocks import (
+from ..compute.attention import Attention
+from ..compute.compilation import as_written
+from ..networks.blocks import (
     Conditioning,
     Context,
     Downsample,
@@ -30,8 +31,7 @@ from .blocks import (
     Upsample,
     along_time,
 )
-from .compilation import as_written
-from .layers import GroupNorm
+from ..networks.layers import GroupNorm
 
 Forward = Callable[..., Tensor]
 

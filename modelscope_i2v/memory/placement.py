@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .access import access
-from .errors import InputError
-from .networks.blocks import Stage
-from .networks.chunking import chunked
-from .networks.quantization import stored
-from .networks.stunet import STUNet
-from .options import Options
+from ..compute.quantization import stored
+from ..errors import InputError
+from ..networks.blocks import Stage
+from ..networks.stunet import STUNet
+from ..spec.options import Options
+from .chunking import chunked
+from .lock import access
 
 MODES = ("auto", "resident", "offload", "minimal")
 """What the argument ``memory`` can be."""
@@ -60,7 +60,7 @@ class Placement:
         device: where networks work.
         mode: ``resident``: networks are on the device and stay. ``offload``: a network is on the device while
             it works. ``minimal``: as that, but of the U-Net two blocks at most, one that computes and the
-            next; and all computes in parts, see :func:`frugal` and :mod:`.networks.chunking`.
+            next; and all computes in parts, see :func:`frugal` and :mod:`.chunking`.
         moves: whether weights move at all. On a CPU they are mapped files, and stay.
         adapts: whether calls may :meth:`begin` with other modes.
     """

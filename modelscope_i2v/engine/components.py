@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .checkpoints.directory import ModelDirectory
-from .checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
-from .conditioning.clip import ImageEncoder, TextEncoder
-from .devices import encoder_dtype, out_of_memory_told
-from .networks.autoencoder import AutoencoderKL
-from .networks.layers import float32_names, layouts
-from .networks.stunet import STUNet
-from .progress import bar
+from ..checkpoints.directory import ModelDirectory
+from ..checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
+from ..devices import encoder_dtype, out_of_memory_told
+from ..encoders.clip import ImageEncoder, TextEncoder
+from ..networks.autoencoder import AutoencoderKL
+from ..networks.layers import float32_names, layouts
+from ..networks.stunet import STUNet
+from ..progress import bar
 
 
 def load_networks(

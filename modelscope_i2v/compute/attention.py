@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .layers import Linear
+from ..networks.layers import Linear
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of q [b, h, n, d] over k and v [b, h, m, d], scaled by d^-0.5: [b, h, n, d]."""

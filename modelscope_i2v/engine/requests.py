@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import options as option_table
-from .conditioning.prompts import check_text, rows_needed
-from .errors import InputError
-from .families import Family
-from .media.images import load_image
-from .media.transforms import center_crop, clip_pixels, content_box, frames_to_tensor
-from .media.videos import Video, read_video
-from .options import Options
+from ..encoders.prompts import check_text, rows_needed
+from ..errors import InputError
+from ..media.images import load_image
+from ..media.transforms import center_crop, clip_pixels, content_box, frames_to_tensor
+from ..media.videos import Video, read_video
+from ..spec import options as option_table
+from ..spec.families import Family
+from ..spec.options import Options
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Output: latents and frames as the caller asked for them, files by way of :mod:`.media.write`."""
+"""Output: latents and frames in the form the caller asked for; files by :mod:`modelscope_i2v.media.write`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .errors import InputError
-from .media.transforms import tensor_to_uint8
-from .media.write import check_output, encode_video, write_video
-from .samples import Sample
-from .version import __version__
+from ..errors import InputError
+from ..media.transforms import tensor_to_uint8
+from ..media.write import check_output, encode_video, write_video
+from ..version import __version__
+from .requests import Sample
 
 
 def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]:

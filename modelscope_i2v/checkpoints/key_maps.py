@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..networks.config import AutoencoderConfig, STUNetConfig
+from ..spec.network import AutoencoderConfig, STUNetConfig
 from .load import Differences
 
 Names = dict[str, "str | tuple[str, ...]"]

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.encode import Encoders
-from ..generator import VideoGenerator
+from ..engine.generator import VideoGenerator
 from ..media.sheet import contact_sheet
 from ..networks.stunet import STUNet
 

@@ -1,9 +1,9 @@
 """The U-Net's blocks through ``torch.compile``, block by block.
 
-The blocks stay as :mod:`.blocks` has them. What a compiled one gets are tensors alone, whose batch, frames,
-height and width are marked as dynamic: one graph serves all sizes. Blocks of one kind, that is of one class
-with weights of the same shapes and types and the same LoRAs beside them, share it. So a network that is cast
-or gets a LoRA compiles anew, and finds its former graphs again when it is as it was.
+The blocks stay as :mod:`modelscope_i2v.networks.blocks` has them. A compiled one gets tensors alone, whose
+batch, frames, height and width are marked as dynamic: one graph serves all sizes. Blocks of one kind (one
+class, weights of the same shapes and types, the same LoRAs) share a graph. So a network that is cast or gets
+a LoRA compiles anew, and finds its former graphs again when it is as it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .blocks import Conditioning, ResBlock, SpatialTransformer, TemporalTransformer
+from ..networks.blocks import Conditioning, ResBlock, SpatialTransformer, TemporalTransformer
 
 REGIONS = (ResBlock, SpatialTransformer, TemporalTransformer)
 """The blocks that a network repeats, each compiled as one graph."""

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import memory_model
-from .checkpoints.directory import ModelDirectory
-from .devices import free_memory, out_of_memory_told
-from .networks.quantization import stored
-from .options import Options, resolve
+from ..checkpoints.directory import ModelDirectory
+from ..compute.quantization import stored
+from ..devices import free_memory, out_of_memory_told
+from ..spec.options import Options, resolve
+from . import count as memory_model
 from .placement import Placement, check_mode
 
 if TYPE_CHECKING:
-    from .generator import VideoGenerator
+    from ..engine.generator import VideoGenerator
 
 
 def placement(

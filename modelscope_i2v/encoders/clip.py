@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..networks.config import CLIPConfig
+from ..spec.network import CLIPConfig
 from .prompts import tokenize
 
 
