@@ -5,9 +5,34 @@ be right. All of them accept a single string, because ModelScope re-raises whate
 raises as ``type(error)(f"{class name}: {error}")``.
 """
 
+import re
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+"""What moves a terminal's cursor, breaks the line or turns its direction, and what is no letter at all."""
+
+_LONG_WORD, _LONG_MESSAGE = 300, 3000
+
 
 class VideoError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose.
+
+    Names in files and paths may be anything: in the message, control characters become ``?``, and words and
+    messages beyond all measure are cut in the middle.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_readable(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def _readable(text: str) -> str:
+    text = _UNSEEN.sub("?", text)
+    text = re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: _cut(word[0], _LONG_WORD), text)
+    return _cut(text, _LONG_MESSAGE)
+
+
+def _cut(text: str, longest: int) -> str:
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
 
 
 class InputError(VideoError, ValueError):
