@@ -2,4 +2,4 @@
 # Full-size networks and pipelines against stock ModelScope, on a CPU; see docs/fidelity.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-python3}" scripts/full_parity.py "$@"
+exec "${PYTHON:-python3}" -m benchmarks.full_parity "$@"

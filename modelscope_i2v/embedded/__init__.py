@@ -1,7 +1,7 @@
 """The small models that ship with the package, and a picture for them to animate.
 
 They have the hub's layout and all the code's paths, and were trained on drawn scenes by
-``scripts/train_embedded.sh``; docs/embedded-models.md tells what they can do.
+``tools/train_embedded.sh``; docs/embedded-models.md tells what they can do.
 """
 
 from __future__ import annotations

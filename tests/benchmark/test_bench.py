@@ -4,43 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.util
 import json
 import shutil
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
-sys.path.append(str(SCRIPTS))
-
-from bench import run as runs  # noqa: E402
-from bench.measure import count_autoencoder, count_evaluation  # noqa: E402
-from bench.presets import ORDER, SMOKE, Case  # noqa: E402
-from bench.report import SUBJECTS, full_table, size_of  # noqa: E402
-
-from modelscope_i2v.spec.families import FAMILIES  # noqa: E402
-from modelscope_i2v.spec.network import AutoencoderConfig  # noqa: E402
+from benchmarks import ROOT, command
+from benchmarks.bench import __main__ as bench
+from benchmarks.bench import run as runs
+from benchmarks.bench.measure import count_autoencoder, count_evaluation
+from benchmarks.bench.presets import ORDER, SMOKE, Case
+from benchmarks.bench.report import SUBJECTS, full_table, size_of
+from modelscope_i2v.spec.families import FAMILIES
+from modelscope_i2v.spec.network import AutoencoderConfig
 
 EXACT = {"evaluation": 1e-5, "encode": 1e-5, "decode": 1e-5, "step": 1e-4, "video": 1e-2}
 """How far fp32 may be from the fp32 original; guidance and a video's steps magnify rounding."""
 
 
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command(name, *arguments), capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a smoke run wrote."""
     folder = tmp_path_factory.mktemp("benchmark") / "smoke"
-    done = script("bench.py", "--preset", "smoke", "--output", folder)
+    done = script("bench", "--preset", "smoke", "--output", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -70,7 +65,7 @@ def test_every_case_of_every_family_was_measured(result):
 
 def test_it_says_when_where_and_with_what(result):
     assert datetime.datetime.fromisoformat(result["date"]).tzinfo is not None
-    assert result["command"] == "python scripts/bench.py --preset smoke"
+    assert result["command"] == "python -m benchmarks.bench --preset smoke"
     assert result["hardware"]["processor"] and result["hardware"]["threads"] >= 1
     assert {"python", "torch", "modelscope", "diffusers", "modelscope_i2v"} <= result["versions"].keys()
     assert result["matrix_tflops"]["cpu"].keys() == {"fp32", "bf16"}
@@ -137,7 +132,7 @@ def test_the_table_goes_into_a_readme_and_is_replaced_there(output, result, tmp_
         "# Title\n\n<!-- benchmark: begin -->\nold\n<!-- benchmark: end -->\n\nEnd.\n", encoding="utf-8"
     )
     for _ in range(2):
-        done = script("bench_table.py", output / "result.json", readme)
+        done = script("readme_table", output / "result.json", readme)
         assert done.returncode == 0, done.stderr
         text = readme.read_text(encoding="utf-8")
     before, table, after = (
@@ -158,14 +153,14 @@ def test_the_table_goes_into_a_readme_and_is_replaced_there(output, result, tmp_
         if (row["family"], row["what"], row["mode"]) == ("text-to-video-synthesis", "step", "bf16")
     )
     assert f"({row['speeds']['stock']:.2f}×, {row['speeds']['diffusers']:.2f}×)" in step
-    assert script("bench_table.py", *[output / "result.json"] * 2, readme).returncode == 0
+    assert script("readme_table", *[output / "result.json"] * 2, readme).returncode == 0
     assert f"begin -->\n{table}\n\n{table}\n<!--" in readme.read_text(encoding="utf-8")
 
 
 def test_a_readme_without_a_place_is_left_alone(output, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n", encoding="utf-8")
-    done = script("bench_table.py", output / "result.json", readme)
+    done = script("readme_table", output / "result.json", readme)
     assert done.returncode == 1
     assert "<!-- benchmark: begin -->" in done.stderr and str(readme) in done.stderr
     assert readme.read_text(encoding="utf-8") == "# Title\n"
@@ -180,9 +175,18 @@ def test_a_readme_without_a_place_is_left_alone(output, tmp_path):
     ],
 )
 def test_mistakes_are_told_at_once(arguments, said):
-    done = script("bench.py", *arguments)
+    done = script("bench", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_a_work_directory_is_made_or_cannot_be(tmp_path, capsys):
+    assert bench.parse(["--work-dir", str(tmp_path / "a" / "b")]).work_dir.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        bench.parse(["--work-dir", str(tmp_path / "file" / "c")])
+    assert stopped.value.code == 2
+    assert f"--work-dir: {tmp_path / 'file' / 'c'} cannot be made: Not a directory" in capsys.readouterr().err
 
 
 def small_run(work: Path, minutes: float = 60, repeats: int | None = None) -> runs.Run:
@@ -266,11 +270,8 @@ def test_a_family_that_cannot_be_made_does_not_lose_the_others(tmp_path, monkeyp
 
 
 def test_a_disk_that_is_too_small_is_told_at_once(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("bench_script", SCRIPTS / "bench.py")
-    script_module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script_module)
     usage = shutil._ntuple_diskusage(100e9, 90e9, 10e9)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    assert script_module.main(["--preset", "cpu", "--work-dir", str(tmp_path)]) == 1
+    assert bench.main(["--preset", "cpu", "--work-dir", str(tmp_path)]) == 1
     assert "35 GB of files go there, and 10 GB are free" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

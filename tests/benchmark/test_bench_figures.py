@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +12,10 @@ import torch
 from checkpoints_factory import configs
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "scripts"))
-
-from bench import measure, report
-from bench import run as runs
-from bench.measure import Sample, count_autoencoder, count_evaluation
-from bench.presets import SMOKE, Case
-
+from benchmarks.bench import measure, report
+from benchmarks.bench import run as runs
+from benchmarks.bench.measure import Sample, count_autoencoder, count_evaluation
+from benchmarks.bench.presets import SMOKE, Case
 from modelscope_i2v.spec.families import FAMILIES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from checkpoints_factory import configs
 
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "scripts"))
-
-import gpu_check
-import gpu_modes
-
+from benchmarks import gpu_check, gpu_modes
 from modelscope_i2v.memory import count as memory_model
 from modelscope_i2v.memory.chunking import FeedForward
 from modelscope_i2v.memory.count import MODES, Model

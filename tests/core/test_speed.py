@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
-import sys
 import threading
 from functools import partial
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import speed_table
 from modelscope_i2v.cli.main import main
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.engine.generator import VideoGenerator
@@ -25,10 +24,6 @@ from modelscope_i2v.sampling.solvers import SOLVERS
 from modelscope_i2v.spec.families import FAMILIES, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.spec.options import resolve
 from modelscope_i2v.spec.speed import SPEEDS
-
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "scripts"))
-
-import speed_table
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 QUICK = {"num_inference_steps": 4, "num_frames": 3, "height": 64, "width": 64, "progress": False, "seed": 1}

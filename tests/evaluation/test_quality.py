@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "quality.py"
+from benchmarks import ROOT, command
 
 
 def quality(output, *options):
-    command = [
-        sys.executable,
-        SCRIPT,
-        "text-to-video-synthesis",
-        "--output",
-        output,
-        "--clips",
-        "1",
-        *options,
-    ]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    one = command("quality", "text-to-video-synthesis", "--output", output, "--clips", 1, *options)
+    return subprocess.run(one, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_writes_what_it_measured(tmp_path):

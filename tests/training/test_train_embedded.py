@@ -9,8 +9,9 @@ import numpy as np
 
 from modelscope_i2v.data.synthetic import STILL
 from modelscope_i2v.spec.families import FAMILIES
+from tools.embedded import cache
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_embedded.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "train_embedded.sh"
 
 
 def test_it_makes_all_four_models_and_their_scores_from_nothing(tmp_path):
@@ -26,10 +27,7 @@ def test_it_makes_all_four_models_and_their_scores_from_nothing(tmp_path):
     assert "==" not in again.stdout  # all is there
 
 
-def test_half_of_the_scenes_teach_one_thing(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent / "embedded"))
-    import cache
-
+def test_half_of_the_scenes_teach_one_thing():
     def drawn(half):
         generator = np.random.default_rng(0)
         return [cache.draw(generator, None, half) for _ in range(200)]

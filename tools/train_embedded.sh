@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the embedded models from nothing:  scripts/train_embedded.sh [--smoke] [DIRECTORY]
+# Trains the embedded models from nothing:  tools/train_embedded.sh [--smoke] [DIRECTORY]
 #
 # Everything lands in DIRECTORY (default: build/embedded), and what is finished there is not done again, so
 # an interrupted run goes on where it stopped. --smoke does all of it with a few steps, to see that it runs.
@@ -32,19 +32,19 @@ train() {  # train NAME [FAMILY that it completes]
 
 few() { if [ "$smoke" ]; then echo "$@"; fi; }  # options of the smoke run alone
 
-step embedded/autoencoder.safetensors "$python" "$here/embedded/autoencoder.py" \
+step embedded/autoencoder.safetensors "$python" -m tools.embedded.autoencoder \
     --output embedded/autoencoder.safetensors $(few --steps 4 --batch 2 --pool 8 --no-compile)
-step embedded/open_clip.safetensors "$python" "$here/embedded/clip.py" \
+step embedded/open_clip.safetensors "$python" -m tools.embedded.clip \
     --output embedded/open_clip.safetensors $(few --steps 4 --batch 4 --pool 8)
-step embedded/picture.png "$python" "$here/embedded/models.py" --output embedded
-step clips "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output clips $(few --clips 4)
-step red "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output red \
+step embedded/picture.png "$python" -m tools.embedded.models --output embedded
+step clips "$python" -m tools.embedded.cache --model embedded/i2vgen-xl --output clips $(few --clips 4)
+step red "$python" -m tools.embedded.cache --model embedded/i2vgen-xl --output red \
     --colour red --clips 500 $(few --clips 4)
 for half in pairs one-way cameras; do
-    step "$half" "$python" "$here/embedded/cache.py" --model embedded/i2vgen-xl --output "$half" \
+    step "$half" "$python" -m tools.embedded.cache --model embedded/i2vgen-xl --output "$half" \
         --half "$half" --clips 1500 $(few --clips 4)
 done
-step degraded "$python" "$here/embedded/cache.py" --model embedded/video-to-video --output degraded \
+step degraded "$python" -m tools.embedded.cache --model embedded/video-to-video --output degraded \
     $(few --clips 4)
 train text-to-video-1
 train text-to-video-2

@@ -1,4 +1,4 @@
-"""Compares full-size networks and whole pipelines with stock ModelScope's: ``scripts/full_parity.sh``.
+"""Compares networks and pipelines of full size with the original: ``python -m benchmarks.full_parity``.
 
 Weights are random, 1.4 billion a U-Net. Each comparison runs in a process of its own, one after the
 other, and its files are deleted after it: 20 GB of memory and 20 GB of disk are enough. The table is
@@ -24,12 +24,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from sections import write_section  # noqa: E402
+from . import ROOT, command, folder
+from .sections import write_section
 
 REPORT = ROOT / "docs" / "fidelity.md"
 LIMIT = 1e-5
@@ -302,9 +301,9 @@ def child(name: str, work: Path, result: Path) -> None:
 
 def run_job(name: str, work: Path) -> list[Row]:
     result = work / "result.json"
-    command = [sys.executable, "-W", "ignore", __file__, "--job", name, "--work-dir", str(work)]
+    one = command("full_parity", "--job", name, "--work-dir", work, "--result", result)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    code = subprocess.run([*command, "--result", str(result)], env=environment).returncode
+    code = subprocess.run(one, env=environment).returncode
     if code:
         return [Row(name, "", f"stopped with exit code {code}", "", False)]
     return [Row(**row) for row in json.loads(result.read_text())]
@@ -330,7 +329,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work-dir", type=Path, help="where files of up to 15 GB go; a temporary folder")
+    parser.add_argument("--work-dir", type=folder, help="where files of up to 15 GB go; a temporary folder")
     parser.add_argument("--only", help="comparisons whose name holds this text; no report is written")
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)

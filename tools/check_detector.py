@@ -1,6 +1,6 @@
 """How often the detector of ``modelscope-i2v evaluate`` is right about true clips, also about spoilt ones.
 
-``python scripts/check_detector.py --clips 800 --model MODEL`` prints a table: clips as drawn, blurred (by a
+``python -m tools.check_detector --clips 800 --model MODEL`` prints a table: clips as drawn, blurred (by a
 standard deviation of 1 pixel) with noise, and after the autoencoder of MODEL (a model directory, or the name
 of an embedded model).
 """

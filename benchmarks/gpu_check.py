@@ -1,4 +1,4 @@
-"""Checks on a GPU what the tests check on a CPU: ``python scripts/gpu_check.py [--device cuda:0]``.
+"""Checks on a GPU what the tests check on a CPU: ``python -m benchmarks.gpu_check [--device cuda:0]``.
 
 Every embedded model in fp32, fp16 and bf16 against the CPU's fp32 with the same seed; seeds, batches, the
 guidance branches and the memory modes on the device; attention over more rows than one kernel launch takes;
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from gpu_modes import in_every_mode
 
 from modelscope_i2v.compute.attention import MAX_BATCH_HEADS, Attention
 from modelscope_i2v.embedded import model_directory, picture
@@ -24,6 +23,8 @@ from modelscope_i2v.memory.count import Model
 from modelscope_i2v.memory.placement import Placement, send
 from modelscope_i2v.spec.families import FAMILIES, Family
 from modelscope_i2v.spec.options import resolve
+
+from .gpu_modes import in_every_mode
 
 OPTIONS = {"num_inference_steps": 4, "num_frames": 6, "seed": 1, "output_type": "np", "progress": False}
 LIMITS = {"fp32": 1.0, "fp16": 4.0, "bf16": 16.0}

@@ -1,9 +1,10 @@
 """Compares solvers, step counts, speeds, number types and guidance rescale on one model, by measurement.
 
-``python scripts/quality.py MODEL --output DIR`` writes quality.json, quality.md and quality.png. Every way of
-making the clips starts from the same noise. "PSNR to long run" is that to DDIM with very many steps: how far
-a solver is from the end of its own path. "Right" is what the detector of ``modelscope-i2v evaluate`` says,
-and "score" how much of colour, shape and motion is right, in percent; "points lost" compare clip by clip.
+``python -m benchmarks.quality MODEL --output DIR`` writes quality.json, quality.md and quality.png. Every way
+of making the clips starts from the same noise. "PSNR to long run" is that to DDIM with very many steps: how
+far a solver is from the end of its own path. "Right" is what the detector of ``modelscope-i2v evaluate``
+says, and "score" how much of colour, shape and motion is right, in percent; "points lost" compare clip by
+clip.
 """
 
 from __future__ import annotations

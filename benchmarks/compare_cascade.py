@@ -15,22 +15,21 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from full_parity import measured, peak_memory_gb  # noqa: E402
-from sections import write_section  # noqa: E402
+from modelscope_i2v.embedded import model_directory, picture
+from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder
+from modelscope_i2v.engine.cascade import Cascade
+from modelscope_i2v.media.videos import read_video
+from modelscope_i2v.networks.autoencoder import AutoencoderKL
+from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig
 
-from modelscope_i2v.embedded import model_directory, picture  # noqa: E402
-from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder  # noqa: E402
-from modelscope_i2v.engine.cascade import Cascade  # noqa: E402
-from modelscope_i2v.media.videos import read_video  # noqa: E402
-from modelscope_i2v.networks.autoencoder import AutoencoderKL  # noqa: E402
-from modelscope_i2v.networks.stunet import STUNet  # noqa: E402
-from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family  # noqa: E402
-from modelscope_i2v.spec.network import AutoencoderConfig, CLIPConfig  # noqa: E402
+from . import ROOT, command
+from .full_parity import measured, peak_memory_gb
+from .sections import write_section
 
 REPORT = ROOT / "docs" / "cascade.md"
 WAYS = {"cards": "two pipelines, MP4 between them", "cascade": "`animate`"}
@@ -116,8 +115,8 @@ def weights_gb(first: Family) -> list[float]:
 
 def child(way: str, first: str, folder: Path) -> dict[str, float]:
     """:func:`run` in a process of its own."""
-    command = [sys.executable, "-W", "ignore", __file__, "--way", way, "--first", first]
-    done = subprocess.run([*command, "--folder", str(folder)], stdout=subprocess.PIPE, text=True)
+    one = command("compare_cascade", "--way", way, "--first", first, "--folder", folder)
+    done = subprocess.run(one, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{way} of {first} stopped with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,20 +1,21 @@
-"""Rewrites the table of peaks in docs/memory.md: ``python scripts/memory_table.py``, half a minute, no GPU.
+"""Rewrites the table of peaks in docs/memory.md: ``python -m benchmarks.memory_table``.
 
-Bytes are counted on networks without contents (modelscope_i2v/memory/count.py), none are measured.
+Half a minute, no GPU. Bytes are counted on networks without contents (modelscope_i2v/memory/count.py); none
+are measured.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from sections import write_section
 
 from modelscope_i2v.memory.count import MODES, Model, peak
 from modelscope_i2v.spec.families import FAMILIES, TEXT_TO_VIDEO
 from modelscope_i2v.spec.options import resolve
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
+from . import ROOT
+from .sections import write_section
+
+DOCUMENT = ROOT / "docs" / "memory.md"
 
 
 def table() -> str:

@@ -1,6 +1,6 @@
 """Draws clips and writes their latents and conditions, for the U-Nets of the embedded models.
 
-``python scripts/embedded/cache.py --model DIRECTORY --output DIRECTORY``
+``python -m tools.embedded.cache --model DIRECTORY --output DIRECTORY``
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sizes import FPS, FRAMES, HEIGHT, SEED, WIDTH
 from tqdm import tqdm
 
 from modelscope_i2v.checkpoints.directory import ModelDirectory
@@ -20,6 +19,8 @@ from modelscope_i2v.data.cache import CacheWriter
 from modelscope_i2v.data.degrade import degrade
 from modelscope_i2v.data.encode import Encoders
 from modelscope_i2v.media.transforms import frames_to_tensor
+
+from .sizes import FPS, FRAMES, HEIGHT, SEED, WIDTH
 
 ONE_WAY = ("pans left", "pans up", "zooms in")
 """Of each pair of opposite camera motions, one."""

@@ -1,4 +1,4 @@
-"""Sections of documents that scripts write."""
+"""Sections of documents that benchmarks write."""
 
 from __future__ import annotations
 

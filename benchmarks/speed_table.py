@@ -1,4 +1,4 @@
-"""Rewrites the table of counted work in docs/speed.md: ``python scripts/speed_table.py``, no GPU.
+"""Rewrites the table of counted work in docs/speed.md: ``python -m benchmarks.speed_table``, no GPU.
 
 The solvers run as ever, on latents of one pixel; what an evaluation of the U-Net takes at full size is
 counted on a network without contents.
@@ -7,11 +7,8 @@ counted on a network without contents.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from bench.measure import count_evaluation
-from sections import write_section
 from torch import Tensor
 
 from modelscope_i2v.sampling.guidance import denoiser, guided, in_interval
@@ -22,7 +19,11 @@ from modelscope_i2v.spec.families import FAMILIES, Family
 from modelscope_i2v.spec.options import resolve
 from modelscope_i2v.spec.speed import SPEEDS
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "speed.md"
+from . import ROOT
+from .bench.measure import count_evaluation
+from .sections import write_section
+
+DOCUMENT = ROOT / "docs" / "speed.md"
 
 
 def evaluations(family: Family, speed: str) -> int:

@@ -1,6 +1,6 @@
 """Writes the embedded models' directories in the hub's layout, and the picture they animate.
 
-``python scripts/embedded/models.py --output DIRECTORY`` writes what is not trained: each family's
+``python -m tools.embedded.models --output DIRECTORY`` writes what is not trained: each family's
 configuration.json and ``picture.png``. The four share ``open_clip.safetensors`` and
 ``autoencoder.safetensors`` beside them. Into the package itself (``--output modelscope_i2v/embedded``), it
 writes the repository's configuration.json too.
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sizes import CLIP, DDCONFIG, FAMILIES, FRAMES, HEIGHT, SEED, UNET, WIDTH
 
 from modelscope_i2v.data import synthetic
 from modelscope_i2v.spec import families
+
+from .sizes import CLIP, DDCONFIG, FAMILIES, FRAMES, HEIGHT, SEED, UNET, WIDTH
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,8 +1,8 @@
 """Measures how long stock ModelScope and this package take to load a full-size checkpoint.
 
-Each load runs in a process of its own, turn by turn; the files are dropped from the operating
-system's cache before each, where it allows that. Imports are not counted in the time and are in the
-memory. What is counted as ours is the loading alone, and the loading with a read of every weight:
+``python -m benchmarks.load``: each load runs in a process of its own, turn by turn; the files are dropped
+from the operating system's cache before each, where it allows that. Imports are not counted in the time and
+are in the memory. What is counted as ours is the loading alone, and the loading with a read of every weight:
 this package maps files, and weights come from the disk when they are first used.
 """
 
@@ -19,11 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
-
-from full_parity import REPORT, TASKS, measured, peak_memory_gb  # noqa: E402
-from sections import write_section  # noqa: E402
+from . import command, folder
+from .full_parity import REPORT, TASKS, measured, peak_memory_gb
+from .sections import write_section
 
 WAYS = {
     "stock": "stock, with shims",
@@ -77,8 +75,8 @@ def load(way: str, task: str, directory: Path) -> dict[str, float]:
 def measure(way: str, task: str, directory: Path) -> dict[str, float]:
     """Loads once, in a process of its own."""
     forget(directory)
-    command = [sys.executable, "-W", "ignore", __file__, "--way", way, "--task", task]
-    done = subprocess.run([*command, "--directory", str(directory)], stdout=subprocess.PIPE, text=True)
+    one = command("load", "--way", way, "--task", task, "--directory", directory)
+    done = subprocess.run(one, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{way} of {task} stopped with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -88,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, action="append", help="by default all three")
     parser.add_argument("--repeat", type=int, default=3, help="loads of each kind (default: 3)")
-    parser.add_argument("--work-dir", type=Path, help="where 15 GB of files go; a temporary folder")
+    parser.add_argument("--work-dir", type=folder, help="where 15 GB of files go; a temporary folder")
     parser.add_argument("--json", type=Path, help="where all figures are written")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)

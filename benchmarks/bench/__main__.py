@@ -1,8 +1,8 @@
-"""Measures this package beside stock ModelScope and diffusers: ``python scripts/bench.py --preset cpu``.
+"""Measures this package beside stock ModelScope and diffusers: ``python -m benchmarks.bench --preset cpu``.
 
 For each family of checkpoints: loading, one evaluation of the U-Net, one guided step, encoding, decoding and
 a whole video, on the same random weights, turn by turn in one run. Writes ``result.json``, ``result.md``
-and ``result.png`` into a folder of ``benchmarks``. Needs the extra ``test``.
+and ``result.png`` into a folder of ``benchmarks/results``. Needs the extra ``test``.
 """
 
 from __future__ import annotations
@@ -19,16 +19,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import ROOT, folder
+from .presets import ORDER, PRESETS
+
 FILES_GB = 35
 """What checkpoints of the hub's sizes take on the disk."""
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "MODELSCOPE_LOG_LEVEL": "40"}
-os.environ |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
-warnings.filterwarnings("ignore")  # stock's and diffusers'
-
-from bench.presets import ORDER, PRESETS  # noqa: E402
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,8 +46,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, help="after so long nothing new is started; in place of the preset's"
     )
-    parser.add_argument("--output", type=Path, help="default: benchmarks/<date>-<preset>-<hardware>")
-    parser.add_argument("--work-dir", type=Path, help=f"where {FILES_GB} GB of files go; a temporary folder")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/<date>-<preset>-<hardware>")
+    parser.add_argument(
+        "--work-dir", type=folder, help=f"where {FILES_GB} GB of files go; a temporary folder"
+    )
     args = parser.parse_args(arguments)
     unknown = [name for name in args.only if name not in ORDER]
     if unknown:
@@ -66,7 +63,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def command(args: argparse.Namespace) -> str:
     """The command that measures the same; where files go does not matter."""
-    words = ["python scripts/bench.py --preset", args.preset]
+    words = ["python -m benchmarks.bench --preset", args.preset]
     if args.only != ORDER:
         words += ["--only", ",".join(args.only)]
     if args.repeats:
@@ -79,8 +76,9 @@ def command(args: argparse.Namespace) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     import torch
-    from bench import plot, report
-    from bench.run import Run
+
+    from . import plot, report
+    from .run import Run
 
     presets = PRESETS[args.preset]
     if args.minutes:
@@ -100,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs.append(Run(preset, place, args.only, args.repeats).measure())
     result = report.result_of(runs, args.preset, command(args))
     name = f"{datetime.date.today().isoformat()}-{args.preset}-{report.slug(result['hardware'])}"
-    output = args.output or ROOT / "benchmarks" / name
+    output = args.output or ROOT / "benchmarks" / "results" / name
     output.mkdir(parents=True, exist_ok=True)
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (output / "result.md").write_text(report.markdown(result), encoding="utf-8")
@@ -110,4 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "MODELSCOPE_LOG_LEVEL": "40"}
+    os.environ |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+    warnings.filterwarnings("ignore")  # stock's and diffusers'
     sys.exit(main())

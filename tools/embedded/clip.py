@@ -1,6 +1,6 @@
 """Trains the embedded models' pair of CLIP towers on drawn scenes and their captions.
 
-``python scripts/embedded/clip.py --output FILE``
+``python -m tools.embedded.clip --output FILE``
 
 Text and clip are drawn together as CLIP has it (Radford et al., arXiv:2103.00020). A clip is seen by its
 first and its last frame, so that the text tower must tell "left" from "right". Three heads help the image
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from sizes import CLIP, HEIGHT, SEED, WIDTH
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,6 +33,8 @@ from modelscope_i2v.encoders.prompts import tokenize
 from modelscope_i2v.media.transforms import CLIP_MEAN, CLIP_STD
 from modelscope_i2v.spec.network import CLIPConfig
 from modelscope_i2v.training.optimizers import Muon
+
+from .sizes import CLIP, HEIGHT, SEED, WIDTH
 
 SIDE = CLIP["vision_cfg"]["image_size"]
 NAMES = [(colour, kind) for colour in synthetic.COLOURS for kind in synthetic.KINDS]

@@ -1,4 +1,4 @@
-"""Puts benchmarks' tables into a README: ``python scripts/bench_table.py RESULT.json … README.md``.
+"""Puts benchmarks' tables into a README: ``python -m benchmarks.readme_table RESULT.json … README.md``.
 
 They go between the lines ``<!-- benchmark: begin -->`` and ``<!-- benchmark: end -->``,
 in place of what is there.
@@ -11,16 +11,13 @@ import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
-
-from bench.report import summary_table  # noqa: E402
-from sections import write_section  # noqa: E402
+from .bench.report import summary_table
+from .sections import write_section
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+", help="a result.json of scripts/bench.py")
+    parser.add_argument("results", type=Path, nargs="+", help="a result.json of benchmarks.bench")
     parser.add_argument("readme", type=Path)
     args = parser.parse_args()
     results = [json.loads(result.read_text(encoding="utf-8")) for result in args.results]

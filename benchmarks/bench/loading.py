@@ -10,11 +10,11 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from bench_load import forget
 from oracle import stock
 
 from modelscope_i2v.spec.families import FAMILIES
 
+from ..load import forget
 from .measure import timed
 from .subjects import build
 

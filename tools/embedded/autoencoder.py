@@ -1,6 +1,6 @@
 """Trains the embedded models' autoencoder on drawn frames.
 
-``python scripts/embedded/autoencoder.py --output FILE``
+``python -m tools.embedded.autoencoder --output FILE``
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from sizes import DDCONFIG, HEIGHT, SEED, WIDTH
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,6 +21,8 @@ from modelscope_i2v.data import synthetic
 from modelscope_i2v.networks.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock
 from modelscope_i2v.spec.families import LATENT_SCALE
 from modelscope_i2v.spec.network import AutoencoderConfig
+
+from .sizes import DDCONFIG, HEIGHT, SEED, WIDTH
 
 CROP = 64
 KL_WEIGHT = 5e-4

@@ -1,7 +1,7 @@
 """Measures conversion of an I2VGen-XL checkpoint of the hub's size: time and peak memory.
 
-Each conversion runs in a process of its own. Weights are random; most of CLIP's are zeros. Imports are
-not counted in the time and are in the memory.
+``python -m benchmarks.convert``: each conversion runs in a process of its own. Weights are random; most of
+CLIP's are zeros. Imports are not counted in the time and are in the memory.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
-
-from bench_load import forget  # noqa: E402
-from full_parity import REPORT, measured, peak_memory_gb  # noqa: E402
-from sections import write_section  # noqa: E402
+from . import command, folder
+from .full_parity import REPORT, measured, peak_memory_gb
+from .load import forget
+from .sections import write_section
 
 UNET = "i2vgen_xl_00854500"
 STEPS = [
@@ -56,7 +54,7 @@ def convert_once(source: Path, target: Path, to: str, dtype: str | None) -> dict
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work-dir", type=Path, help="where 35 GB of files go; a temporary folder")
+    parser.add_argument("--work-dir", type=folder, help="where 35 GB of files go; a temporary folder")
     parser.add_argument("--step", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
@@ -73,9 +71,8 @@ def main() -> int:
         make_checkpoint(work / "hub", "i2vgen-xl", small=False)
         for what, source, target, to, dtype in STEPS:
             forget(work / "hub")
-            command = [sys.executable, "-W", "ignore", __file__, "--step", str(work / source)]
-            command += [str(work / target), to, dtype or ""]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            one = command("convert", "--step", work / source, work / target, to, dtype or "")
+            done = subprocess.run(one, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 sys.exit(f"{what}: exit code {done.returncode}")
             figures = json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from full_parity import peak_memory_gb
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +18,8 @@ from modelscope_i2v.networks.layers import linear
 from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.spec.families import Family
 from modelscope_i2v.spec.network import AutoencoderConfig, STUNetConfig
+
+from ..full_parity import peak_memory_gb
 
 TEXT_TOKENS = 77
 MATRIX_SECONDS = 0.5

@@ -1,0 +1,1 @@
+"""The benchmark beside stock ModelScope and diffusers: ``python -m benchmarks.bench``."""
