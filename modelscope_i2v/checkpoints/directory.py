@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,17 @@ class ModelDirectory:
             raise CheckpointError(f"There is no directory {path}.")
         if task is not None and task not in TASKS:
             raise CheckpointError(f"{task!r} is no task of this package; it has {', '.join(TASKS)}.")
+        state = _state(path)
+        found = None
+        if task is not None:
+            with contextlib.suppress(CheckpointError):  # some need the task to be known at all
+                found = _opened(path, None, new_unet, state)
+        if found is None or found.family.task != task:
+            found = _opened(path, task, new_unet, state)
+        return replace(found, defaults=dict(found.defaults))
+
+    @classmethod
+    def _read(cls, path: Path, task: str | None, new_unet: bool) -> ModelDirectory:
         file = path / CONFIGURATION
         root = Section.read(file) if file.is_file() else None
         if (path / MODEL_INDEX).is_file() and (root is None or "model" not in root.values):
@@ -114,6 +128,24 @@ class ModelDirectory:
         return read_tensors(
             {"unet": self.unet_path, "clip": self.clip_path, "autoencoder": self.autoencoder_path}[part]
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(path: Path, task: str | None, new_unet: bool, state: tuple) -> ModelDirectory:
+    """One ``pipeline(…)`` opens a directory half a dozen times; it is read once, until its state changes."""
+    return ModelDirectory._read(path, task, new_unet)
+
+
+def _state(path: Path) -> tuple:
+    """Sizes and times of the files that a directory's description comes from."""
+    state = []
+    with contextlib.suppress(OSError):
+        parts = path.glob("*/*.json") if (path / MODEL_INDEX).is_file() else ()
+        for file in (path, *path.iterdir(), *parts):
+            with contextlib.suppress(OSError):
+                facts = os.stat(file)
+                state.append((file, facts.st_mtime_ns, facts.st_size, facts.st_ino))
+    return tuple(sorted(state))
 
 
 def _recognised(path: Path) -> dict[str, Any]:

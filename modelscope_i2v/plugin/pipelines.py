@@ -14,9 +14,10 @@ from modelscope.pipelines import builder
 from modelscope.pipelines.base import Pipeline
 from modelscope.pipelines.builder import PIPELINES
 from modelscope.preprocessors.builder import build_preprocessor
-from modelscope.utils.constant import DEFAULT_MODEL_REVISION, Frameworks, Invoke
+from modelscope.utils.constant import Frameworks, Invoke
 
 from ..checkpoints.directory import ModelDirectory
+from ..checkpoints.hub import fetch
 from ..engine.cascade import Cascade
 from ..engine.generator import VideoGenerator
 from ..engine.outputs import check_paths, deliver
@@ -90,10 +91,9 @@ class VideoPipeline(Pipeline):
         if isinstance(model, str):
             if trusted:
                 loading = {**loading, "trust_remote_code": True}
-            directory = builder.normalize_model_input(model, DEFAULT_MODEL_REVISION)
+            directory = str(fetch(model))
             family = ModelDirectory.open(directory, self.family.task).family
-            # The configuration may name a type that ModelScope does not know, or be missing at all.
-            config = builder.read_config(directory)
+            config = builder.read_config(directory)  # which is there even where the file is missing
             config.merge_from_dict({"task": family.task, "model.type": family.model_type})
             model = Model.from_pretrained(
                 directory,
@@ -112,7 +112,7 @@ class VideoPipeline(Pipeline):
     def _load_both(self, models: list[Any], device: Any, loading: Mapping[str, Any]) -> list[VideoModel]:
         """Loads a cascade, or makes one of two models."""
         if all(isinstance(model, str) for model in models):
-            directories = [builder.normalize_model_input(model, DEFAULT_MODEL_REVISION) for model in models]
+            directories = [str(fetch(model)) for model in models]
             loading = dict(loading)
             kind = loading.pop("torch_dtype", None)
             loading.setdefault("dtype", kind)

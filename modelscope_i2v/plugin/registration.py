@@ -36,6 +36,9 @@ TRAINER_GROUP = "default"
 
 _CONFIGURATION = "configuration.json"
 
+_REMOTE_CODE = ("plugins", "allow_remote")
+"""Entries of a configuration by which ModelScope installs packages, and runs code of the directory."""
+
 _PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -156,45 +159,156 @@ def _take_places(builder: ModuleType) -> None:
     registry._register_module = register_module
 
 
+def _replace(module: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Puts a function of ours, made from ModelScope's own, in its place; once, and only where it is."""
+    original = getattr(module, name, None)
+    if original is not None and getattr(original, "__module__", "") != __name__:
+        setattr(module, name, make(original))
+
+
+def _configurations(module: ModuleType) -> None:
+    """Lets ModelScope see configurations of our models as they are meant.
+
+    Every version of ModelScope runs the code of a model directory, and installs packages, if the file's
+    ``allow_remote`` and ``plugins`` say so; some versions ask whether the directory is trusted. Our models
+    need no such code, so these entries are not there for ModelScope. And types that it cannot know, or that
+    are missing, are filled in.
+    """
+
+    def make(read: Callable[..., Any]) -> Any:
+        def from_file(filename: Any, *args: Any, **kwargs: Any) -> Any:
+            config = read(filename, *args, **kwargs)
+            directory, name = os.path.split(filename)
+            if name == _CONFIGURATION and (family := _described(config, directory)) is not None:
+                for entry in _REMOTE_CODE:
+                    config.pop(entry, None)
+                config.merge_from_dict(_types(config, family))
+            return config
+
+        return staticmethod(from_file)
+
+    _replace(module.Config, "from_file", make)
+
+
+def _described(config: Any, directory: str) -> Family | None:
+    """The family whose pipeline a configuration names; where it names none, the directory's."""
+    pipeline, task = config.safe_get("pipeline.type"), config.safe_get("task")
+    if not pipeline:
+        return _recognised(directory)
+    return next(
+        (one for one in _families() if one.pipeline_type == pipeline and task in (None, one.task)), None
+    )
+
+
+def _types(config: Any, family: Family) -> dict[str, str]:
+    """What a configuration of the family has to say for ModelScope to find our classes."""
+    said = {"task": family.task, "pipeline.type": family.pipeline_type}
+    if ("MODELS", family.task, config.safe_get("model.type")) not in _index():
+        said["model.type"] = family.model_type
+    return said
+
+
 def _directories(module: ModuleType) -> None:
-    """Lets ``pipeline`` take local directories that do not tell ModelScope which pipeline is theirs.
+    """Lets ``pipeline`` take our local directories without a configuration, and our models' ids on the hub.
 
     The functions are replaced where they are called, so that whoever has imported ``pipeline`` before
     has this too. Everything else goes on to ModelScope's own.
     """
-    if getattr(module.read_config, "__module__", "") == __name__:
-        return
-    read = module.read_config
 
-    def read_config(model_id_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        family = _recognised(model_id_or_path) if _names_no_pipeline(model_id_or_path) else None
-        if family is None:
-            return read(model_id_or_path, *args, **kwargs)
-        if os.path.isfile(os.path.join(model_id_or_path, _CONFIGURATION)):
-            config = read(model_id_or_path, *args, **kwargs)
-        else:
-            config = import_module("modelscope.utils.config").Config({"task": family.task})
-        config.merge_from_dict({"pipeline.type": family.pipeline_type})
-        return config
+    def reading(read: Callable[..., Any]) -> Any:
+        def read_config(model_id_or_path: str, revision: str | None = None, **kwargs: Any) -> Any:
+            model = _cached(model_id_or_path, revision, _callers_task()) or model_id_or_path
+            described = os.path.exists(os.path.join(model, _CONFIGURATION))
+            family = None if described else _recognised(model)
+            if family is None:
+                return read(_canonical(model), revision, **kwargs)
+            config = import_module("modelscope.utils.config").Config({})
+            config.merge_from_dict(_types(config, family))
+            return config
 
-    module.read_config = read_config
-    if not hasattr(module, "pipeline"):
-        return
-    known = module.is_official_hub_path
+        return read_config
 
-    def is_official_hub_path(path: Any, *args: Any, **kwargs: Any) -> bool:
-        task = sys._getframe(1).f_locals.get("task")  # only the model is handed on
-        paths = [path] if isinstance(path, str) else list(path)
-        tasks = [task] + [None] * len(paths)  # a second model is the next stage's, of another task
-        try:
-            theirs = [one for one, wanted in zip(paths, tasks) if _recognised(one, wanted) is None]
-        except VideoError as error:
-            if len(paths) == 1:
-                raise
-            raise type(error)(f"{error} In a list of models, the one for {task} comes first.") from error
-        return not theirs or known(theirs[0] if isinstance(path, str) else theirs, *args, **kwargs)
+    def knowing(known: Callable[..., bool]) -> Any:
+        def is_official_hub_path(path: Any, revision: str | None = None) -> bool:
+            paths = [path] if isinstance(path, str) else list(path)
+            task = _callers_task()
+            tasks = [task] + [None] * len(paths)  # a second model is the next stage's, of another task
+            try:
+                theirs = [
+                    _canonical(one)
+                    for one, wanted in zip(paths, tasks)
+                    if _recognised(one, wanted) is None and _cached(one, revision, wanted) is None
+                ]
+            except VideoError as error:
+                if len(paths) == 1:
+                    raise
+                raise type(error)(f"{error} In a list of models, the one for {task} comes first.") from error
+            return not theirs or known(theirs[0] if isinstance(path, str) else theirs, revision)
 
-    module.is_official_hub_path = is_official_hub_path
+        return is_official_hub_path
+
+    _replace(module, "read_config", reading)
+    _replace(module, "is_official_hub_path", knowing)
+    _downloads(module)
+
+
+def _downloads(module: ModuleType) -> None:
+    """Lets our models' ids on the hub have any letters' case, and be taken from the cache offline."""
+
+    def downloading(download: Callable[..., str]) -> Any:
+        def snapshot_download(model_id: Any = None, revision: str | None = None, **kwargs: Any) -> str:
+            return _cached(model_id, revision) or download(_canonical(model_id), revision=revision, **kwargs)
+
+        return snapshot_download
+
+    def trusting(trusted: Callable[..., bool]) -> Any:
+        def is_model_from_trusted_source(model_id: Any, *args: Any, **kwargs: Any) -> bool:
+            return not _offline(model_id) and trusted(_canonical(model_id), *args, **kwargs)
+
+        return is_model_from_trusted_source
+
+    _replace(module, "snapshot_download", downloading)
+    _replace(module, "is_model_from_trusted_source", trusting)
+
+
+def _callers_task() -> str | None:
+    """The task of the ``pipeline(…)`` that called a function of ours, which is not handed on to it."""
+    task = sys._getframe(2).f_locals.get("task")
+    return task if isinstance(task, str) else None
+
+
+def _canonical(model: Any) -> Any:
+    from ..checkpoints.hub import canonical
+
+    return canonical(model) if isinstance(model, str) and not os.path.exists(model) else model
+
+
+def _offline(model: Any) -> bool:
+    """Whether it is an id on the hub that nothing can be asked about, since there is no network."""
+    from ..checkpoints import hub
+
+    return isinstance(model, str) and not os.path.exists(model) and hub.is_id(model) and not hub.reachable()
+
+
+def _cached(model: Any, revision: str | None, task: str | None = None) -> str | None:
+    """The cached copy of one of our models on the hub, where there is no network; else None.
+
+    Raises:
+        CheckpointError: the task or the id is this package's, and there is no copy.
+    """
+    from ..checkpoints import hub
+
+    if not _offline(model):
+        return None
+    name = hub.canonical(model)
+    ours = task in _tasks() or name in hub.IDS.values()
+    try:
+        directory = str(hub.cached(name, revision))
+    except CheckpointError:
+        if ours:
+            raise
+        return None
+    return directory if ours or _recognised(directory) else None
 
 
 def _names_no_pipeline(path: str) -> bool:
@@ -232,9 +346,39 @@ def _recognised(path: str, task: str | None = None) -> Family | None:
     return family
 
 
-def _take_pipelines(builder: ModuleType) -> None:
+def _take_builder(builder: ModuleType) -> None:
     _take_places(builder)
     _directories(builder)
+
+
+def _loading(module: ModuleType) -> None:
+    """Lets ``Model.from_pretrained`` give no directory of ours to transformers, which may run its code."""
+
+    def knowing(known: Callable[..., bool]) -> Any:
+        def can_load_by_ms(model_dir: str, task_name: str | None, *args: Any) -> bool:
+            return _is_for(model_dir, task_name) or known(model_dir, task_name, *args)
+
+        return can_load_by_ms
+
+    def loading(load: Callable[..., Any]) -> Any:
+        def try_to_load_hf_model(model_dir: str, task_name: str | None, *args: Any, **kwargs: Any) -> Any:
+            return None if _is_for(model_dir, task_name) else load(model_dir, task_name, *args, **kwargs)
+
+        return try_to_load_hf_model
+
+    _replace(module, "can_load_by_ms", knowing)
+    _replace(module, "try_to_load_hf_model", loading)
+    _downloads(module)
+
+
+def _is_for(directory: str, task: str | None) -> bool:
+    """Whether a directory is for this package. Raises CheckpointError if it is, and not for that task."""
+    from ..checkpoints.directory import ModelDirectory
+
+    if _recognised(directory) is None:
+        return False
+    ModelDirectory.open(directory, task)
+    return True
 
 
 def _default_models(metainfo: ModuleType) -> None:
@@ -265,15 +409,17 @@ def _preprocessor_map(module: ModuleType) -> None:
 Action = Callable[[ModuleType], None]
 
 _ACTIONS: dict[str, Action] = {
+    "modelscope.utils.config": _configurations,
     "modelscope.metainfo": _default_models,
     "modelscope.pipeline_inputs": _inputs,
     "modelscope.outputs.outputs": _outputs,
     "modelscope.preprocessors.base": _preprocessor_map,
     "modelscope.pipelines.base": _directories,
-    "modelscope.pipelines.builder": _take_pipelines,
+    "modelscope.pipelines.builder": _take_builder,
     "modelscope.models.builder": _take_places,
+    "modelscope.models.base.base_model": _loading,
     "modelscope.preprocessors.builder": _take_places,
-    "modelscope.trainers.builder": _take_places,
+    "modelscope.trainers.builder": _take_builder,
 }
 """What is done to which of ModelScope's modules."""
 
