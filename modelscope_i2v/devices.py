@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 
 import torch
 
 from .errors import InputError, OutOfMemoryError
+from .spec import runtime, table
+from .spec.runtime import Runtime
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""The types that networks run in, by the names that the option ``dtype`` takes."""
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, torch_name) for name, torch_name in runtime.DTYPES.items()
+}
+"""The number types of networks, by the names that ``dtype`` takes."""
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``gpu`` and None: the best there is.
+    """The device of a name that :class:`~modelscope_i2v.spec.runtime.Runtime` takes; None: the best there is.
 
-    ``gpu:1`` is understood as ModelScope has it. Raises InputError for a device that is not there.
+    Raises InputError for a device that is not on this machine. ``gpu`` on a machine without one is the CPU,
+    with a warning.
     """
-    name = "gpu" if device is None else str(device).lower()
-    if name == "gpu":
+    name = None if device is None else table.checked(Runtime, "device", device)
+    if name in (None, "gpu"):
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        place = torch.device(name.replace("gpu", "cuda"))
-    except RuntimeError:
-        raise InputError(f"device={name!r} is unknown; it can be cpu, gpu, cuda, cuda:1 or mps.") from None
+        best = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if name and best.type == "cpu":
+            warnings.warn(
+                "device='gpu': PyTorch finds no GPU on this machine; the CPU is used.", stacklevel=2
+            )
+        return best
+    found = torch.device(name)
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
-        place.type, 1
+        found.type, 1
     )
-    if (place.index or 0) >= count:
+    if (found.index or 0) >= count:
         there = [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu"]
         raise InputError(f"device={name!r} is not on this machine, which has {', '.join(there)}.")
-    return place
+    return found
 
 
-def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """``fp32``, ``fp16``, ``bf16`` or PyTorch's own names and types. Raises InputError for another."""
-    name = str(dtype).removeprefix("torch.")
-    by_name = {**DTYPES, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    by_name |= {"float": torch.float32, "half": torch.float16}
-    if name not in by_name:
-        raise InputError(f"dtype={name!r} is unknown; it can be fp32, fp16 or bf16.")
-    return by_name[name]
+def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The number type of a name that :class:`Runtime` takes; None: what suits the device."""
+    return default_dtype(device) if dtype is None else DTYPES[dtype]
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -20,6 +20,7 @@ from .parser import (
     check_machine,
     flag,
     given_options,
+    given_runtime,
     note,
     options_of_any,
     say,
@@ -88,10 +89,7 @@ def _run(args: argparse.Namespace) -> int:
     output = free_output(family, args, options.get("num_videos", 1))
     seed = options.setdefault("seed", secrets.randbelow(2**32))
 
-    from ..devices import resolve_device
-
-    device = resolve_device(args.device)
-    check_machine(args, device)
+    check_machine(args)
     first = args.first_model if refining else find_model(args.first_model)
     second = find_model(args.second_model)
 
@@ -107,13 +105,7 @@ def _run(args: argparse.Namespace) -> int:
         refine=args.refine,
         first_options=stages["first_"] or None,
         refine_options=stages["refine_"] or None,
-        device=device,
-        dtype=args.dtype,
-        attention=args.attention,
-        memory=args.memory,
-        compile=args.compile,
-        quantization=args.quantization,
-        progress=False if args.no_progress else None,
+        **given_runtime(args),
         **options,
     )
     for path in _paths(made):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from .parser import DTYPES, PROGRAM, UsageError, say
+from ..spec.runtime import DTYPES
+from .parser import PROGRAM, UsageError, say
 
 LAYOUTS = ("hub", "diffusers", "safetensors")
 
@@ -35,7 +36,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="hub: files as on the ModelScope hub; safetensors: the same as .safetensors files, which load "
         "faster; diffusers: a folder for its pipelines",
     )
-    made.add_argument("--dtype", choices=DTYPES, help="numbers to write (default: those of the source)")
+    made.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="numbers to write (default: those of the source)"
+    )
     made.add_argument(
         "--as-published",
         action="store_true",

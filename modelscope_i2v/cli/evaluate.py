@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..spec.families import FAMILIES, TASKS
-from .parser import PROGRAM, add_machine, add_options, given_options, note, options_of_any, say
+from .parser import PROGRAM, add_machine, add_options, given_options, given_runtime, note, options_of_any, say
 
 _FOLDER = "modelscope-i2v-evaluation"
 _CLIPS, _BATCH = 240, 8  # of evaluation.run, whose module imports torch
@@ -96,13 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         output=args.output,
         batch_size=args.batch_size,
         save_clips=args.save_clips,
-        device=args.device,
-        dtype=args.dtype,
-        attention=args.attention,
-        memory=args.memory,
-        compile=args.compile,
-        quantization=args.quantization,
-        progress=False if args.no_progress else None,
+        **given_runtime(args),
         **options,
     )
     say(report.table())

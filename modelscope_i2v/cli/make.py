@@ -26,6 +26,7 @@ from .parser import (
     check_machine,
     flag,
     given_options,
+    given_runtime,
     note,
     options_of_any,
     say,
@@ -99,8 +100,8 @@ def _run(family: Family, args: argparse.Namespace) -> int:
     """Checks all that can be checked before a model loads, then makes the videos."""
     families = _alike(family)
     options = given_options(args, options_of_any(families))
-    if args.no_progress:
-        options["progress"] = False
+    if args.progress is not None:
+        options["progress"] = args.progress
     for known in families:
         if args.model in known.hub_ids:
             _check_taken(known, args, options)  # rather than after a download
@@ -110,12 +111,10 @@ def _run(family: Family, args: argparse.Namespace) -> int:
 
     from ..adapters.files import read_lora
     from ..checkpoints.directory import ModelDirectory
-    from ..devices import resolve_device
 
     for path, _ in args.lora:
         read_lora(path)  # rather than after a download
-    device = resolve_device(args.device)
-    check_machine(args, device)
+    check_machine(args)
     directory = find_model(args.model)
     # ModelScope's own errors speak of registries.
     _check_taken(ModelDirectory.open(directory, family.task).family, args, options)
@@ -123,13 +122,7 @@ def _run(family: Family, args: argparse.Namespace) -> int:
     pipe = load_pipeline(
         family,
         directory,
-        device=str(device),
-        dtype=args.dtype,
-        attention=args.attention,
-        memory=args.memory,
-        compile=args.compile,
-        quantization=args.quantization,
-        progress=options.get("progress"),
+        **given_runtime(args),
     )
     for number, (path, scale) in enumerate(args.lora, start=1):
         pipe.load_lora(path, scale, name=str(number))  # two files may have the same name

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import math
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from ..spec.families import Family
-from ..spec.options import FIELDS, Options, family_defaults, options_of
-
-if TYPE_CHECKING:
-    import torch
+from ..spec.options import FIELDS, family_defaults, options_of
+from ..spec.runtime import FIELDS as RUNTIME
+from ..spec.runtime import Runtime
 
 PROGRAM = "modelscope-i2v"
-
-# The names of devices.DTYPES, networks.attention.KERNELS, placement.MODES and
-# networks.quantization.QUANTIZATIONS, whose modules import torch.
-DTYPES = ("fp32", "fp16", "bf16")
-ATTENTION = ("auto", "sdpa", "blocked", "xformers", "matmul")
-QUANTIZATION = ("int8",)
-MEMORY = ("auto", "resident", "offload", "minimal")
 
 _HERE = {
     "seed": "makes the same video again, on every device (default: a new one each time, which is told)",
@@ -90,19 +82,30 @@ def add_options(
 ) -> None:
     """A flag for each of some options that the command line can give; ``prefix`` goes before their names."""
     for name in names:
-        meta = FIELDS[name].metadata
-        if not meta.get("cli", True):
-            continue
-        kind, text = _kind(name), _help(families, name)
-        # Not given is None: the table, which also asks the checkpoint, fills it in.
-        settings: dict[str, Any] = {"dest": prefix + name, "default": None, "help": text}
-        if kind == "bool":
-            settings["action"] = "store_true"
-        else:
-            choices = meta.get("choices")
-            settings["type"] = _checked(name, kind)
-            settings["metavar"] = "{" + ",".join(choices) + "}" if choices else _METAVARS[kind]
-        group.add_argument(flag(prefix + name), **settings)
+        if FIELDS[name].metadata.get("cli", True):
+            _add_flag(group, name, FIELDS[name], _help(families, name), prefix)
+
+
+def _add_flag(
+    group: argparse._ArgumentGroup, name: str, field: dataclasses.Field, text: str, prefix: str = ""
+) -> None:
+    """A flag for a field of a table of settings. Not given is None: the table fills it in."""
+    meta, kind = field.metadata, str(field.type).removesuffix(" | None")
+    settings: dict[str, Any] = {"dest": prefix + name, "default": None, "help": text}
+    if meta.get("negated"):
+        group.add_argument(
+            flag(f"no_{prefix}{name}"), **{**settings, "help": f"do not {text}"}, action="store_false"
+        )
+        return
+    if kind == "bool":
+        settings["action"] = "store_true"
+    else:
+        choices = meta.get("choices")
+        settings["type"] = _checked(meta["check"], kind)
+        settings["metavar"] = (
+            "{" + ",".join(choices) + "}" if choices else meta.get("metavar", _METAVARS[kind])
+        )
+    group.add_argument(flag(prefix + name), **settings)
 
 
 def flag(name: str) -> str:
@@ -127,48 +130,22 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
             help="a model directory, or an id on the ModelScope hub, which is downloaded "
             "(default: %(default)s)",
         )
-    group.add_argument(
-        "--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best there is)"
-    )
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="numbers that the networks run in (default: fp16 on a GPU, fp32 on a CPU)",
-    )
-    group.add_argument(
-        "--attention",
-        choices=ATTENTION,
-        default="auto",
-        help="PyTorch's kernels, xFormers', or matrix products, in blocks or whole (default: blocks in bf16"
-        " on a CPU, else PyTorch's)",
-    )
-    group.add_argument(
-        "--memory",
-        choices=MEMORY,
-        default="auto",
-        help="where weights are on a GPU: always on it, a network at a time, or block by block, the slowest "
-        "and smallest; auto (the default) takes the fastest that fits",
-    )
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the U-Net's blocks, which takes minutes at the first step",
-    )
-    group.add_argument(
-        "--quantization",
-        choices=QUANTIZATION,
-        help="keep the U-Net's linear layers in eight bits (needs torchao)",
-    )
-    group.add_argument("--no-progress", action="store_true", help="show no progress bars")
+    for name, field in RUNTIME.items():
+        _add_flag(group, name, field, field.metadata["help"])
 
 
-def check_machine(args: argparse.Namespace, device: torch.device) -> None:
-    """Raises InputError for what :func:`add_machine`'s flags ask and the machine lacks: before a download."""
-    from ..compute import compilation, quantization
+def given_runtime(args: argparse.Namespace) -> dict[str, Any]:
+    """The runtime settings that stood on the command line, by their names in Python."""
+    return given_options(args, RUNTIME)
 
-    quantization.check(args.quantization)
-    if args.compile:
-        compilation.check(device, args.attention, args.memory)
+
+def check_machine(args: argparse.Namespace) -> None:
+    """Raises InputError for runtime settings that this machine cannot follow: before a download."""
+    from ..devices import resolve_device
+    from ..engine import components
+
+    runtime = Runtime.of(given_runtime(args))
+    components.check(runtime, resolve_device(runtime.device))
 
 
 def add_loras(parser: argparse.ArgumentParser) -> None:
@@ -198,18 +175,14 @@ def _lora(text: str) -> tuple[str, float]:
     return path, scale
 
 
-def given_options(args: argparse.Namespace, names: Sequence[str], prefix: str = "") -> dict[str, Any]:
+def given_options(args: argparse.Namespace, names: Iterable[str], prefix: str = "") -> dict[str, Any]:
     """Those of some options that stood on the command line, by their names in Python."""
     values = {name: getattr(args, prefix + name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _kind(name: str) -> str:
-    return str(Options.__annotations__[name]).removesuffix(" | None")
-
-
-def _checked(name: str, kind: str) -> Callable[[str], Any]:
-    """Reads a flag's text and has the option table check it."""
+def _checked(check: Callable[[Any], Any], kind: str) -> Callable[[str], Any]:
+    """Reads a flag's text and has the table check it."""
 
     def read(text: str) -> Any:
         try:
@@ -217,7 +190,7 @@ def _checked(name: str, kind: str) -> Callable[[str], Any]:
         except ValueError:
             value = text  # the check says what it must be
         try:
-            return FIELDS[name].metadata["check"](value)
+            return check(value)
         except ValueError as error:
             short = text if len(text) <= 60 else text[:57] + "..."
             raise argparse.ArgumentTypeError(f"{short!r} does not work: it must be {error}") from None
@@ -250,13 +223,6 @@ def _default(family: Family, name: str) -> str:
     if default is None or default is False:
         return ""
     return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-def _device(text: str) -> str:
-    name = text.lower()
-    if not re.fullmatch(r"cpu|mps|(cuda|gpu)(:\d{1,3})?", name):
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown; it can be cpu, cuda, cuda:1 or mps")
-    return name
 
 
 def say(text: str = "") -> None:

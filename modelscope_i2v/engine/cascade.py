@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +19,13 @@ from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
 from ..checkpoints.kinds import Part
 from ..checkpoints.tensors import TensorFile, select
-from ..devices import default_dtype, free_memory, out_of_memory_told, parse_dtype, resolve_device
+from ..devices import free_memory, resolve_device
 from ..errors import CheckpointError, InputError
-from ..memory.count import denoising
-from ..memory.placement import send
-from ..networks.stunet import STUNet
+from ..memory import count, guard
 from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..spec.network import STUNetConfig
 from ..spec.options import OF_FIRST, OF_RESULT, Options, options_of
-from . import outputs
+from ..spec.runtime import Runtime, split
+from . import components, outputs
 from .generator import VideoGenerator
 
 MODELS = (IMAGE_TO_VIDEO.hub_ids[0], VIDEO_TO_VIDEO.hub_ids[0])
@@ -65,7 +64,7 @@ class Cascade:
         first: animates a picture; None in a cascade that only refines.
         second: video-to-video.
         free_memory: tells how many bytes a device has left, or None where that does not matter. By it one
-            U-Net leaves the device when the other needs its room.
+            U-Net leaves the device when the other needs its memory.
     """
 
     def __init__(
@@ -78,34 +77,28 @@ class Cascade:
     def load(
         cls,
         models: Sequence[Model] = MODELS,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        attention: str = "auto",
-        progress: bool | None = None,
         *,
         refine_only: bool = False,
-        memory: str = "auto",
-        compile: bool = False,
-        quantization: str | None = None,
         free_memory: FreeMemory = free_memory,
+        **settings: Any,
     ) -> Cascade:
         """Loads both checkpoints; a network that they have alike, only once.
 
         Args:
             models: a model for ``image-to-video`` (I2VGen-XL too), and one for ``video-to-video``:
                 directories, or ids on the ModelScope hub.
-            device, dtype, attention, memory, compile, quantization: see
-                :meth:`modelscope_i2v.engine.generator.VideoGenerator.from_directory`.
             refine_only: leave out the first.
+            settings: see :class:`modelscope_i2v.spec.runtime.Runtime`.
 
         Raises:
             CheckpointError: for a model that cannot be had or loaded, or is of the wrong task.
-            InputError: for an unknown device, type, attention kernel or memory mode.
+            InputError: for an unknown setting or a value that does not work.
         """
         if isinstance(models, (str, os.PathLike)) or not isinstance(models, Sequence) or len(models) != 2:
             raise InputError(f"models={models!r} does not work: it must be a pair such as {MODELS!r}.")
-        place = resolve_device(device)
-        weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
+        runtime = Runtime.of(settings)
+        device = resolve_device(runtime.device)
+        components.check(runtime, device)
         opened = [ModelDirectory.open(fetch(model)) for model in models[refine_only:]]
         families = [model.family for model in opened]
         _check_families(
@@ -114,29 +107,19 @@ class Cascade:
             f"models[0], {os.fspath(models[0])},",
             f"models[1], {os.fspath(models[1])},",
         )
-        settings: dict[str, Any] = {
-            "device": place,
-            "dtype": weights,
-            "attention": attention,
-            "progress": progress,
-            "memory": memory,
-            "compile": compile,
-            "quantization": quantization,
-        }
-        # What is used first is loaded last, and is where it is needed when the first call comes.
-        second = VideoGenerator.from_directory(opened[-1].path, **settings)
+        # The stage that runs first is loaded last, and is on the device when the first call comes.
+        second = VideoGenerator.from_directory(opened[-1], **asdict(runtime))
         if refine_only:
             return cls(None, second, free_memory)
-        free = free_memory(place)
         if second.placement.mode != "resident":
-            mode = second.placement.mode  # what the larger video needs
-            settings |= {"memory": mode, "compile": compile and mode != "minimal"}
-        elif free is not None and free < _size(opened[0].unet, weights):
-            second.unet.to("cpu")
-        ready = alike(second, opened[1], opened[0])
-        return cls(
-            VideoGenerator.from_directory(opened[0].path, **settings, ready=ready), second, free_memory
-        )
+            mode = second.placement.mode  # the larger video needs it
+            runtime = replace(runtime, memory=mode, compile=runtime.compile and mode != "minimal")
+        else:
+            needed = count.weight(Model.of(opened[0]), "unet", second.dtype)
+            guard.make_space(second.unet, needed, free_memory(device))
+        preloaded = alike(second, opened[1], opened[0])
+        first = VideoGenerator.from_directory(opened[0], preloaded=preloaded, **asdict(runtime))
+        return cls(first, second, free_memory)
 
     def __call__(
         self,
@@ -181,8 +164,8 @@ class Cascade:
             if job.number == 0:
                 plan = next(left)
             if keep_first:
-                small.append(outputs.deliver(frames, job.sample, job.seed, small_paths[len(small)]))
-            given.append(_continued(plan.second, job.number, frames, job.sample.fps))
+                small.append(outputs.deliver(frames, job.request, job.seed, small_paths[len(small)]))
+            given.append(_continued(plan.second, job.number, frames, job.request.fps))
         self._bring(self.second, [self.second.resolve(one, {})[1] for one in given])
         made = self.second(given, None if output_video is None else paths)
         videos = iter(map(Animation, made, small) if keep_first else made)
@@ -254,21 +237,15 @@ class Cascade:
         return _Plan(self.first.resolve(inputs, {**for_first, "output_type": kind}), second, checked)
 
     def _bring(self, stage: VideoGenerator, options: list[Options]) -> None:
-        """Puts a stage's U-Net on the device, in place of the other stage's if it takes that.
-
-        Where it is not to stay on the device, it comes there for its work by itself.
-        """
-        if stage.placement.mode != "resident":
-            return
+        """Puts a stage's U-Net on the device, in place of the other stage's if it takes that."""
         other = self.second if stage is self.first else self.first
-        with out_of_memory_told():
-            free = self.free_memory(stage.device)
-            if other is not None and free is not None:
-                parameters = stage.unet.parameters()
-                missing = sum(p.nbytes for p in parameters if p.device.type != stage.device.type)
-                if free < missing + max(working_memory(stage, one) for one in options):
-                    send(other.unet, "cpu")
-            stage.unet.to(stage.device)
+        guard.bring(
+            stage.unet,
+            stage.placement,
+            (count.working_memory(stage.sizes, one, stage.dtype) for one in options),
+            displaced=other and other.unet,
+            free=self.free_memory(stage.device),
+        )
 
 
 def animate(
@@ -281,13 +258,7 @@ def animate(
     refine: Any = None,
     first_options: Mapping[str, Any] | None = None,
     refine_options: Mapping[str, Any] | None = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    attention: str = "auto",
-    memory: str = "auto",
-    compile: bool = False,
-    quantization: str | None = None,
-    **options: Any,
+    **settings: Any,
 ) -> Any:
     """Makes a large video of a picture: image-to-video, then video-to-video on its frames.
 
@@ -302,7 +273,8 @@ def animate(
         keep_first: also write the small video, next to the other: ``cat-first.mp4`` beside ``cat.mp4``.
         refine: a first video (a path, a URL, bytes, or frames), or a list of them: ``image`` is not
             looked at, and the second stage alone runs, on this.
-        options: see :class:`modelscope_i2v.spec.options.Options`. By its plain name
+        settings: how the models are loaded and run, see :class:`modelscope_i2v.spec.runtime.Runtime`, and
+            options of the call, see :class:`modelscope_i2v.spec.options.Options`. By its plain name
 
             * ``height``, ``width`` or ``output_type`` is the result's, hence the second stage's;
             * ``num_inference_steps``, ``guidance_scale``, ``guidance_rescale``, ``scheduler``, ``eta``,
@@ -311,8 +283,6 @@ def animate(
               … to both, ``target_fps`` to the first, ``strength``, ``inversion`` and ``fit`` to the second.
         first_options: options of the first stage alone; they win over the plain ones.
         refine_options: options of the second stage alone, likewise.
-        device, dtype, attention, memory, compile, quantization: see
-            :meth:`modelscope_i2v.engine.generator.VideoGenerator.from_directory`.
 
     Returns:
         The video as ``output_type`` says: a path, bytes, frames. With ``keep_first`` an :class:`Animation`,
@@ -331,18 +301,8 @@ def animate(
         raise InputError(
             f"refine continues from a video and leaves out the first stage; {unused} has no use."
         )
-    progress = options.get("progress")
-    cascade = Cascade.load(
-        models,
-        device,
-        dtype,
-        attention,
-        progress,
-        refine_only=refine is not None,
-        memory=memory,
-        compile=compile,
-        quantization=quantization,
-    )
+    runtime, options = split(settings)
+    cascade = Cascade.load(models, refine_only=refine is not None, **runtime)
     options["refine_options"] = refine_options
     if refine is not None:
         several = isinstance(refine, list) and not all(hasattr(frame, "convert") for frame in refine)
@@ -397,21 +357,6 @@ def holds(file: TensorFile, network: nn.Module) -> bool:
 def first_path(path: Path) -> Path:
     """Where the small video goes beside the large one."""
     return path.with_name(f"{path.stem}-first{path.suffix}")
-
-
-def working_memory(stage: VideoGenerator, options: Options) -> int:
-    """Bytes beside its weights that a stage's U-Net takes."""
-    config = stage.unet.config
-    factor = stage.autoencoder.config.factor
-    canvas = config.canvas(options.height // factor, options.width // factor)
-    branches = 1 if options.sequential_guidance else 2
-    return denoising(config, branches * options.batch_size, options.num_frames, *canvas, stage.dtype)
-
-
-def _size(config: STUNetConfig, dtype: torch.dtype) -> int:
-    """Bytes of a U-Net's weights."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in STUNet(config).parameters()) * dtype.itemsize
 
 
 def _check_families(first: Family | None, second: Family, one: str, two: str) -> None:

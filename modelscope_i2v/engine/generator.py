@@ -18,14 +18,12 @@ from torch import Tensor, nn
 
 from ..adapters import load as adapters
 from ..checkpoints.directory import ModelDirectory
-from ..compute import compilation
-from ..compute import quantization as quantizing
-from ..compute.attention import use_kernel
-from ..devices import default_dtype, parse_dtype, resolve_device
+from ..devices import resolve_device, resolve_dtype
 from ..encoders.clip import ImageEncoder, TextEncoder
 from ..errors import Cancelled, InputError, NumericalError
-from ..memory import guard as room
+from ..memory import guard
 from ..memory.allocator import kept_memory
+from ..memory.count import Model
 from ..memory.placement import Placement
 from ..memory.tiling import tiled_decode, tiled_encode
 from ..networks.autoencoder import AutoencoderKL
@@ -39,13 +37,12 @@ from ..sampling.schedules import SCHEDULES
 from ..sampling.solvers import SOLVERS, Denoiser, ddim_inversion, inversion_timesteps
 from ..spec.families import LATENT_SCALE, Family
 from ..spec.network import CLIPConfig
-from ..spec.options import Options
+from ..spec.options import Options, resolve
+from ..spec.runtime import Runtime
 from ..spec.speed import SPEEDS
-from . import outputs
-from . import requests as samples
-from .components import load_networks
+from . import components, outputs, requests
 from .jobs import Job, batches
-from .requests import Sample
+from .requests import Request
 
 Conditions = Mapping[str, Tensor]
 """A network's inputs beside latents and timesteps, each [b, …]."""
@@ -58,10 +55,10 @@ class VideoGenerator:
         family: what the checkpoint was trained with.
         unet, autoencoder, text_encoder, image_encoder: the networks; a tower of CLIP that the family
             does not read is None.
-        device, dtype: where they work, and the type of their weights.
-        placement: where their weights are meanwhile; by default there, and always.
+        device, dtype: where they compute, and the number type of their weights.
+        placement: decides where their weights are; by default always on the device.
         clip: the architecture of both towers.
-        quantization: of the U-Net's weights, or None.
+        runtime: the settings that they were loaded with.
         defaults: options that the checkpoint's configuration.json sets.
     """
 
@@ -78,7 +75,7 @@ class VideoGenerator:
         defaults: Mapping[str, Any] | None = None,
         placement: Placement | None = None,
         clip: CLIPConfig | None = None,
-        quantization: str | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         self.family = family
         self.unet = unet
@@ -89,73 +86,70 @@ class VideoGenerator:
         self.dtype = dtype
         self.defaults = dict(defaults or {})
         self.schedule = SCHEDULES[family.schedule]()
-        self.placement = placement or Placement(device, "resident")
         self.clip = clip or CLIPConfig()
-        self.quantization = quantization
+        self.runtime = runtime or Runtime()
+        self.placement = placement or Placement(device, "resident")
+        self.placement.manage((unet, autoencoder, text_encoder, image_encoder))
 
     @classmethod
     def from_directory(
         cls,
-        directory: str | Path,
+        directory: str | Path | ModelDirectory,
         task: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        attention: str = "auto",
-        progress: bool | None = None,
-        ready: Mapping[str, nn.Module] | None = None,
-        memory: str = "auto",
-        compile: bool = False,
-        quantization: str | None = None,
+        *,
+        preloaded: Mapping[str, nn.Module] | None = None,
+        **settings: Any,
     ) -> VideoGenerator:
         """Loads a checkpoint directory, in the hub's layout or in diffusers'.
 
         Args:
-            directory: see :meth:`modelscope_i2v.checkpoints.directory.ModelDirectory.open`.
+            directory: see :meth:`modelscope_i2v.checkpoints.directory.ModelDirectory.open`; or an open one.
             task: what the checkpoint must be for; by default whatever it is for.
-            device: ``cpu``, ``cuda`` (or ``gpu``), ``cuda:1``, ``mps``; by default the best there is.
-            dtype: ``fp32``, ``fp16`` or ``bf16``; by default fp16 or bf16 on a GPU as suits it, fp32 on
-                a CPU.
-            attention: a name of :data:`modelscope_i2v.compute.attention.KERNELS`.
-            ready: networks that are loaded already, by the names of their attributes here; their files
-                stay unread.
-            memory: ``resident``, ``offload`` or ``minimal``, see
-                :class:`~modelscope_i2v.memory.placement.Placement`; ``auto``: the fastest for which the
-                device's free memory suffices, by the size of the checkpoint's default video, and a smaller
-                one once a call needs it.
-            compile: compile the U-Net's blocks (:mod:`modelscope_i2v.compute.compilation`), which takes
-                minutes at the first step, and again at the first step with a LoRA. Where ``auto`` goes
-                over to ``minimal``, they compute as they are written.
-            quantization: ``int8`` keeps the U-Net's linear layers in eight bits
-                (:mod:`modelscope_i2v.compute.quantization`).
+            preloaded: networks that are loaded already, by the names of their attributes here; their files
+                are not read.
+            settings: see :class:`modelscope_i2v.spec.runtime.Runtime`.
 
         Raises:
             CheckpointError: for a directory or file that is not what it should be.
-            InputError: for an unknown device, type, attention kernel, memory mode or quantization; with
-                ``compile`` also for a machine without a compiler, for ``xformers`` and for ``minimal``;
-                with ``quantization`` where torchao is missing.
+            InputError: for an unknown setting or a value that does not work; with ``compile`` also for a
+                machine without a compiler, for ``xformers`` and for ``minimal``; with ``quantization`` where
+                torchao is missing.
         """
-        place = resolve_device(device)
-        weights = default_dtype(place) if dtype is None else parse_dtype(dtype)
-        model = ModelDirectory.open(directory, task)
-        quantizing.check(quantization)
-        placement = room.placement(memory, model, place, weights, quantization)
-        if compile:
-            compilation.check(place, attention, memory)
-        networks = load_networks(model, place, weights, placement.home, ready, progress)
-        unet = networks["unet"]
-        use_kernel(quantizing.quantize(unet, quantization), attention)
-        if compile:
-            compilation.compile_blocks(unet)
+        runtime = Runtime.of(settings)
+        device = resolve_device(runtime.device)
+        dtype = resolve_dtype(runtime.dtype, device)
+        components.check(runtime, device)
+        model = directory if isinstance(directory, ModelDirectory) else ModelDirectory.open(directory, task)
+        sizes = Model.of(model, runtime.quantization)
+        placement = guard.place(
+            runtime.memory, sizes, resolve(model.family, {}, model.defaults), dtype, device
+        )
+        networks = components.load(model, runtime, device, dtype, placement.storage_device, preloaded)
         return cls(
             model.family,
             **networks,
-            device=place,
-            dtype=weights,
+            device=device,
+            dtype=dtype,
             defaults=model.defaults,
             placement=placement,
             clip=model.clip,
-            quantization=quantization,
+            runtime=runtime,
         )
+
+    @property
+    def sizes(self) -> Model:
+        """The networks' configurations, for the memory model."""
+        return Model(
+            self.unet.config,
+            self.autoencoder.config,
+            self.clip,
+            self.family.reads_text,
+            self.runtime.quantization,
+        )
+
+    def memory_guard(self, options: Options, frames: int, videos: int = 1) -> guard.MemoryGuard:
+        """Context of a call of that size; see :class:`~modelscope_i2v.memory.guard.MemoryGuard`."""
+        return guard.MemoryGuard(self.placement, self.sizes, options, self.dtype, frames, videos)
 
     def __call__(self, inputs: list[Any], output_video: Any = None, **options: Any) -> list[Any]:
         """Makes a video, or ``num_videos`` of them, of each input.
@@ -180,7 +174,7 @@ class VideoGenerator:
         for job, frames in self.make(plans):
             if job.number == 0:
                 videos.append([])
-            videos[-1].append(outputs.deliver(frames, job.sample, job.seed, next(paths)))
+            videos[-1].append(outputs.deliver(frames, job.request, job.seed, next(paths)))
         return [made if plan.num_videos > 1 else made[0] for made, (_, plan) in zip(videos, plans)]
 
     def make(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[tuple[Job, Tensor]]:
@@ -191,17 +185,17 @@ class VideoGenerator:
 
     def resolve(self, given: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
         """Parts an input from its options and checks those: :func:`.requests.resolve`."""
-        return samples.resolve(self.family, given, options, self.defaults)
+        return requests.resolve(self.family, given, options, self.defaults)
 
-    def prepare(self, given: Any, **options: Any) -> Sample:
+    def prepare(self, given: Any, **options: Any) -> Request:
         """Reads an input and checks its options. Raises InputError."""
-        return samples.read(self.family, *self.resolve(given, options))
+        return requests.read(self.family, *self.resolve(given, options))
 
     def _jobs(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[Job]:
         for inputs, options in plans:
-            sample = samples.read(self.family, inputs, options)
+            request = requests.read(self.family, inputs, options)
             for number in range(options.num_videos):
-                yield Job.of(sample, number)
+                yield Job.of(request, number)
 
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None) -> str:
         """Adds a LoRA to the U-Net; several add up. See :func:`modelscope_i2v.adapters.load.load_lora`.
@@ -226,13 +220,13 @@ class VideoGenerator:
     @torch.inference_mode()
     def generate(self, batch: list[Job]) -> Tensor:
         """Latents of one batch of alike jobs: [b, 4, f, height / 8, width / 8], fp32."""
-        sample = batch[0].sample
-        making = room.making(self, sample.options, sample.num_frames, len(batch))
-        with making, kept_memory(self.device):
+        request = batch[0].request
+        memory = self.memory_guard(request.options, request.num_frames, len(batch))
+        with memory, kept_memory(self.device):
             positive, negative = self.condition(batch)
             start = self.start(batch, negative)
             latents = self.denoise(start, positive, negative, batch)
-        height, width = self._latent_size(sample.options)
+        height, width = self._latent_size(request.options)
         return latents[..., :height, :width]
 
     def _latent_size(self, options: Options) -> tuple[int, int]:
@@ -242,7 +236,7 @@ class VideoGenerator:
     @torch.inference_mode()
     def condition(self, batch: list[Job]) -> tuple[Conditions, Conditions]:
         """The network's inputs beside the latents, with and without the wish, each [b, …]."""
-        family, inputs = self.family, [job.sample for job in batch]
+        family, inputs = self.family, [job.request for job in batch]
         options = inputs[0].options
         wanted: dict[str, Tensor] = {}
         if self.unet.config.fps_embedding:
@@ -251,24 +245,26 @@ class VideoGenerator:
             wanted["picture"] = torch.stack([self._picture(job) for job in batch])
         without = dict(wanted)
         if self.text_encoder is not None:
-            texts = [sample.text + family.prompt_suffix for sample in inputs]
-            with self.placement.working(self.text_encoder):
+            texts = [request.text + family.prompt_suffix for request in inputs]
+            with self.placement.on_device(self.text_encoder):
                 wanted["text"] = self.text_encoder.encode(texts, inputs[0].text_rows)
                 negative = self.text_encoder.encode([options.negative_prompt], inputs[0].text_rows)
             without["text"] = negative.expand_as(wanted["text"])
         if self.image_encoder is not None:
-            pixels = samples.clip_input(family, inputs, self.image_encoder.image_size)
-            with self.placement.working(self.image_encoder):
+            pixels = requests.clip_input(family, inputs, self.image_encoder.image_size)
+            with self.placement.on_device(self.image_encoder):
                 wanted["image"] = self.image_encoder.encode(pixels)
             without["image"] = torch.zeros_like(wanted["image"])
         return wanted, without
 
     def _picture(self, job: Job) -> Tensor:
         """The picture's scaled latent [4, h, w], on the network's canvas."""
-        frame = samples.picture_frame(job.sample)
-        height, width = self.unet.config.canvas(*self._latent_size(job.sample.options))
+        frame = requests.picture_frame(job.request)
+        height, width = self.unet.config.canvas(*self._latent_size(job.request.options))
         factor = self.autoencoder.config.factor
-        return self.encode(_pad(frame, height * factor, width * factor), job.source, job.sample.options)[:, 0]
+        return self.encode(_pad(frame, height * factor, width * factor), job.source, job.request.options)[
+            :, 0
+        ]
 
     def start(self, batch: list[Job], negative: Conditions) -> Tensor:
         """The latents that denoising starts from: noise, or the input video on its way back to noise.
@@ -278,21 +274,21 @@ class VideoGenerator:
         Returns:
             [b, 4, f, h, w], h and w the network's canvas for the wanted size.
         """
-        options = batch[0].sample.options
-        if batch[0].sample.frames is None:
+        options = batch[0].request.options
+        if batch[0].request.frames is None:
             return torch.stack([self._noise(job) for job in batch]).to(self.device)
         if options.inversion == "ddim":
             return self.invert(torch.stack([self._video(job) for job in batch]), negative, options)
         return torch.stack([self._noised_video(job) for job in batch])
 
-    def _shape(self, sample: Sample) -> tuple[int, int, int, int]:
+    def _shape(self, request: Request) -> tuple[int, int, int, int]:
         """Of one video's latents on the network's canvas: [4, f, h, w]."""
-        size = self.unet.config.canvas(*self._latent_size(sample.options))
-        return self.unet.config.out_dim, sample.num_frames, *size
+        size = self.unet.config.canvas(*self._latent_size(request.options))
+        return self.unet.config.out_dim, request.num_frames, *size
 
     def _noise(self, job: Job) -> Tensor:
         """One video's noise [4, f, h, w]."""
-        shape = self._shape(job.sample)
+        shape = self._shape(job.request)
         noise = job.source.normal(shape)
         if self.family.noise_offset:
             shared = job.source.normal((*shape[:2], 1, 1), self.device)
@@ -302,13 +298,13 @@ class VideoGenerator:
     def _video(self, job: Job) -> Tensor:
         """The input video's scaled latents [4, f, h, w]."""
         factor = self.autoencoder.config.factor
-        height, width = (factor * side for side in self._shape(job.sample)[2:])
-        return self.encode(_pad(job.sample.frames, height, width), job.source, job.sample.options)
+        height, width = (factor * side for side in self._shape(job.request)[2:])
+        return self.encode(_pad(job.request.frames, height, width), job.source, job.request.options)
 
     def _noised_video(self, job: Job) -> Tensor:
         """The input video's latents, diffused to where denoising starts."""
         video, source = self._video(job), job.source
-        t = self.family.start_timestep(job.sample.options.strength)
+        t = self.family.start_timestep(job.request.options.strength)
         source.integer(t, t + 1, (1,))  # the original draws its only possible timestep
         noise = self._given(job, source.normal_by_frames(video.shape, self.device)).to(self.device)
         return self.schedule.alphas[t].item() * video + self.schedule.sigmas[t].item() * noise
@@ -334,12 +330,12 @@ class VideoGenerator:
 
     def _given(self, job: Job, noise: Tensor) -> Tensor:
         """The caller's ``latents`` in place of ``noise`` [4, f, h, w], where they were given."""
-        given = job.sample.options.latents
+        given = job.request.options.latents
         if given is None:
             return noise
         if given.ndim == 5:
             given = given[job.number if len(given) > 1 else 0]
-        height, width = self._latent_size(job.sample.options)
+        height, width = self._latent_size(job.request.options)
         if given.shape[:2] != noise.shape[:2] or tuple(given.shape[2:]) not in (
             (height, width),
             tuple(noise.shape[2:]),
@@ -376,7 +372,7 @@ class VideoGenerator:
             Cancelled: the callback returned False.
             NumericalError: NaN or infinity, in fp32 too.
         """
-        options = self.placement.options(batch[0].sample.options)
+        options = self.placement.options(batch[0].request.options)
         solver, speed = SOLVERS[options.scheduler], SPEEDS[options.speed]
         if options.first_frame == "anchor":
             picture = positive.get("picture")  # only I2VGen-XL's network has it already
@@ -425,7 +421,7 @@ class VideoGenerator:
     @torch.inference_mode()
     def decode(self, latents: Tensor, options: Options) -> Tensor:
         """Scaled latents [4, f, h, w] as frames [f, 3, h·8, w·8], about -1..1, fp32 on the CPU."""
-        with room.making(self, options, latents.shape[1]), kept_memory(self.device):
+        with self.memory_guard(options, latents.shape[1]), kept_memory(self.device):
             options = self.placement.options(options)
             parts = (latents.transpose(0, 1).to(self.device) / LATENT_SCALE).split(options.decode_chunk_size)
 
@@ -441,7 +437,7 @@ class VideoGenerator:
 
     def _finite(self, what: str, network: torch.nn.Module, compute: Callable[[], Tensor]) -> Tensor:
         """``compute()``, once more with ``network`` in fp32 if it has NaN or infinity."""
-        with self.placement.working(network):
+        with self.placement.on_device(network):
             result = compute()
         if _is_finite(result):
             return result
@@ -450,10 +446,10 @@ class VideoGenerator:
                 f"{what.capitalize()} in {self.dtype} gave NaN or infinity; it is done again in fp32.",
                 stacklevel=2,
             )
-            with self.placement.changing(network):
+            with self.placement.exclusive(network):
                 try:
                     cast(network, torch.float32)
-                    with self.placement.working(network):
+                    with self.placement.on_device(network):
                         result = compute()
                 finally:
                     cast(network, self.dtype)
@@ -466,9 +462,9 @@ class VideoGenerator:
 
     def finish(self, job: Job, latents: Tensor) -> Tensor:
         """A video's frames [f, 3, height, width], about -1..1; its latents where those were asked for."""
-        if job.sample.options.output_type == "latent":
+        if job.request.options.output_type == "latent":
             return latents
-        return outputs.blacken(self.decode(latents, job.sample.options), job.sample.content)
+        return outputs.blacken(self.decode(latents, job.request.options), job.request.content)
 
 
 def _is_finite(result: Tensor) -> bool:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..media.transforms import tensor_to_uint8
 from ..media.write import check_output, encode_video, write_video
 from ..version import __version__
-from .requests import Sample
+from .requests import Request
 
 
 def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]:
@@ -61,9 +61,9 @@ def blacken(frames: Tensor, content: tuple[int, int, int, int] | None) -> Tensor
     return framed
 
 
-def deliver(frames: Tensor, sample: Sample, seed: int | None, path: Path | None) -> Any:
+def deliver(frames: Tensor, request: Request, seed: int | None, path: Path | None) -> Any:
     """Frames [f, 3, h, w], about -1..1, or latents, as ``output_type`` says; a file's path as text."""
-    options = sample.options
+    options = request.options
     if options.output_type == "latent":
         return frames
     if options.output_type == "pt":
@@ -73,13 +73,13 @@ def deliver(frames: Tensor, sample: Sample, seed: int | None, path: Path | None)
         return pixels
     if options.output_type == "pil":
         return [Image.fromarray(frame) for frame in pixels]
-    made = {"software": f"modelscope-i2v {__version__}", "text": sample.text}
+    made = {"software": f"modelscope-i2v {__version__}", "text": request.text}
     made |= {**options.metadata(), "seed": seed}
     settings = {
-        "fps": sample.fps,
+        "fps": request.fps,
         "crf": options.crf,
         "metadata": {name: value for name, value in made.items() if value not in (None, "")},
-        "audio": sample.audio,
+        "audio": request.audio,
     }
     if path is None:
         return encode_video(pixels, **settings)

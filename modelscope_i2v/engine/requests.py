@@ -1,4 +1,4 @@
-"""Input: what a caller hands in becomes a sample, pictures and frames read and options checked."""
+"""Input: what a caller hands in becomes a request, pictures and frames read and options checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class Request:
     """One input, ready for the networks."""
 
     options: Options
@@ -41,7 +41,7 @@ class Sample:
     text_rows: int = 1
     """Rows of 77 tokens that the text, or what the video should not show, takes."""
 
-    def alike(self, other: Sample) -> bool:
+    def alike(self, other: Request) -> bool:
         """Whether both can be made in one batch."""
         mine, theirs = self.options, other.options
         if mine.latents is not None or theirs.latents is not None:
@@ -93,7 +93,7 @@ def resolve(
     return inputs, option_table.resolve(family, {**beside, **stated}, checkpoint, keys)
 
 
-def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Sample:
+def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Request:
     """Reads what :func:`resolve` returned.
 
     Raises:
@@ -111,10 +111,10 @@ def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Sample:
     fps = options.fps or family.fps
     if family.reads_image:
         image = load_image(_one_of(family, inputs, "image", "image_path"), max_pixels=options.max_pixels)
-        return Sample(options, text=text, image=image, fps=fps, text_rows=rows)
+        return Request(options, text=text, image=image, fps=fps, text_rows=rows)
     if "text" not in inputs:
         raise InputError(f'{family.name} needs a text: a string, or {{"text": "…"}}.')
-    return Sample(options, text=text, fps=fps, text_rows=rows)
+    return Request(options, text=text, fps=fps, text_rows=rows)
 
 
 def _text_rows(family: Family, text: str, options: Options) -> int:
@@ -132,7 +132,7 @@ def _one_of(family: Family, inputs: Mapping[str, Any], *keys: str) -> Any:
     return found[0]
 
 
-def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, text: str) -> Sample:
+def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, text: str) -> Request:
     source = _one_of(family, inputs, "video_path", "video", "frames")
     if "frames" in inputs:
         frames = _frames(source)
@@ -149,7 +149,7 @@ def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, t
     content = None
     if options.fit == "pad":
         content = content_box(*video.frames.shape[1:3], height, width, "pad")
-    return Sample(
+    return Request(
         options,
         text=text,
         frames=frames_to_tensor(video.frames, height, width, options.fit),
@@ -177,19 +177,19 @@ def _frames(given: Any) -> np.ndarray:
     return frames
 
 
-def clip_input(family: Family, batch: list[Sample], image_size: int) -> Tensor:
+def clip_input(family: Family, batch: list[Request], image_size: int) -> Tensor:
     """The pictures as CLIP's image tower takes them: [b, 3, image_size, image_size].
 
     The originals' crop may fall a pixel short, and is kept so here because the embedding is part of
     the result.
     """
-    sides = (family.clip_crop or sample.options.width for sample in batch)
-    cropped = (center_crop(sample.image, side, side) for sample, side in zip(batch, sides))
+    sides = (family.clip_crop or request.options.width for request in batch)
+    cropped = (center_crop(request.image, side, side) for request, side in zip(batch, sides))
     return torch.stack([clip_pixels(image, image_size) for image in cropped])
 
 
-def picture_frame(sample: Sample) -> Tensor:
+def picture_frame(request: Request) -> Tensor:
     """The picture cut to the video's size, as a frame [1, 3, height, width] in -1..1."""
-    height, width = sample.options.height, sample.options.width
-    image = center_crop(sample.image, width, height, fill_short=True)
+    height, width = request.options.height, request.options.width
+    image = center_crop(request.image, width, height, fill_short=True)
     return frames_to_tensor(np.asarray(image)[None], height, width)

@@ -20,6 +20,7 @@ from ..engine.generator import VideoGenerator
 from ..errors import CheckpointError, InputError, OutputError
 from ..progress import bar
 from ..spec.options import Options
+from ..spec.runtime import split
 from ..version import __version__
 from . import metrics, pictures
 from .examples import examples
@@ -46,14 +47,7 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     batch_size: int = BATCH,
     save_clips: bool = False,
-    device: str | None = None,
-    dtype: str | None = None,
-    attention: str = "auto",
-    memory: str = "auto",
-    compile: bool = False,
-    quantization: str | None = None,
-    progress: bool | None = None,
-    **options: Any,
+    **settings: Any,
 ) -> Report:
     """Measures what a model makes of scenes that no training sees.
 
@@ -65,9 +59,8 @@ def evaluate(
         output: a folder for report.json, report.md, report.png and clips.png; None writes nothing.
         save_clips: keep every clip in ``output``; a later call with the same settings reads them, so it
             goes on where one was interrupted.
-        device, dtype, attention, memory, compile, quantization: see
-            :meth:`modelscope_i2v.engine.generator.VideoGenerator.from_directory`.
-        options: of the model's call, such as ``num_inference_steps``.
+        settings: how the model is loaded and run, see :class:`modelscope_i2v.spec.runtime.Runtime`, and
+            options of its call, such as ``num_inference_steps``.
 
     Raises:
         InputError: for an argument or option that does not work, or a library that is missing.
@@ -84,29 +77,21 @@ def evaluate(
         need(library)
     folder = None if output is None else _folder(output)
     began = time.monotonic()
-    generator, encoder, name, note = _load(
-        model,
-        task,
-        device=device,
-        dtype=dtype,
-        attention=attention,
-        memory=memory,
-        compile=compile,
-        quantization=quantization,
-        progress=progress,
-    )
+    loading, options = split(settings)
+    progress = options.pop("progress", None)
+    generator, encoder, name, note = _load(model, task, loading)
     given = {**options, "progress": False, "output_type": "pt"}
     resolved = _resolve(generator, given)
-    settings = _settings(generator, resolved, clips, seed)
-    report = Report(name, generator.family.name, settings, notes=[note] if note else [])
+    measured = _settings(generator, resolved, clips, seed)
+    report = Report(name, generator.family.name, measured, notes=[note] if note else [])
     ways = {
-        "attention": attention,
-        "compile": compile,
+        "attention": generator.runtime.attention,
+        "compile": generator.runtime.compile,
         "device": generator.device.type,
         "version": __version__,
     }
     identity = {"model": _identity(name, task) if save_clips else None, **ways}
-    saved = Saved(folder / "clips" if folder and save_clips else None, {**settings, **identity})
+    saved = Saved(folder / "clips" if folder and save_clips else None, {**measured, **identity})
     wanted = examples(clips, seed)
     every = {int(i) for i in np.linspace(0, clips - 1, min(_SHOWN, clips)).round()}
     shown: list[pictures.Shown] = []
@@ -156,7 +141,7 @@ def _folder(output: str | os.PathLike[str]) -> Path:
 
 
 def _load(
-    model: Any, task: str | None, **settings: Any
+    model: Any, task: str | None, loading: dict[str, Any]
 ) -> tuple[VideoGenerator, ImageEncoder | None, str, str]:
     """The generator, CLIP's image tower, the model's name, and why there is no tower."""
     if isinstance(model, VideoGenerator):
@@ -165,7 +150,7 @@ def _load(
         note = "" if model.image_encoder else "No Fréchet distance: the generator has no image tower of CLIP."
         return model, model.image_encoder, "a loaded generator", note
     directory = fetch(model)
-    generator = VideoGenerator.from_directory(directory, task, **settings)
+    generator = VideoGenerator.from_directory(directory, task, **loading)
     encoder, note = generator.image_encoder, ""
     if encoder is None:
         try:
@@ -198,7 +183,8 @@ def _settings(generator: VideoGenerator, options: Options, clips: int, seed: int
         if name not in _UNSEEN and value is not False and (value != "" or generator.family.negative_prompt)
     }
     dtype = str(generator.dtype).removeprefix("torch.")
-    quantized = {"quantization": generator.quantization} if generator.quantization else {}
+    quantization = generator.runtime.quantization
+    quantized = {"quantization": quantization} if quantization else {}
     return {"clips": clips, "seed": seed, "dtype": dtype, **quantized, **kept}
 
 

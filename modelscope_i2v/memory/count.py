@@ -13,7 +13,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +31,15 @@ from ..networks.stunet import STUNet
 from ..spec.families import Family
 from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
 from ..spec.options import Options
+from ..spec.runtime import MEMORY
 from .chunking import chunked
 from .placement import CHUNK_TOKENS, frugal, streamed_bytes
 from .tiling import REACH
 
-MODES = ("resident", "offload", "minimal")
+if TYPE_CHECKING:
+    from ..checkpoints.directory import ModelDirectory
+
+MODES = MEMORY[1:]
 """The modes that have a peak of their own, the fastest first."""
 
 BESIDE = 1.1
@@ -63,6 +67,11 @@ class Model:
     def full_size(cls, family: Family) -> Model:
         """The hub's."""
         return cls(family.unet, AutoencoderConfig(), CLIPConfig(), family.reads_text)
+
+    @classmethod
+    def of(cls, model: ModelDirectory, quantization: str | None = None) -> Model:
+        """A checkpoint's."""
+        return cls(model.unet, model.autoencoder, model.clip, model.family.reads_text, quantization)
 
     @property
     def reads_image(self) -> bool:
@@ -157,6 +166,14 @@ def phases(
     if mode == "minimal":
         weights["unet"] = streamed_bytes(_network(model, "unet", dtype))
     return {name: weights[name] + working[name] + beside for name in kinds}
+
+
+def working_memory(model: Model, options: Options, dtype: torch.dtype) -> int:
+    """Bytes in addition to its weights that a U-Net takes for a call."""
+    factor = model.autoencoder.factor
+    canvas = model.unet.canvas(options.height // factor, options.width // factor)
+    rows = options.batch_size * (1 if options.sequential_guidance else 2)
+    return denoising(model.unet, rows, options.num_frames, *canvas, dtype)
 
 
 def fitting(

@@ -1,89 +1,105 @@
-"""Room on the device for a generator's video: which mode is taken, and what is said when there is none."""
+"""Memory guard: which memory mode a video gets, and out-of-memory advice where none suffices."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from ..checkpoints.directory import ModelDirectory
-from ..compute.quantization import stored
 from ..devices import free_memory, out_of_memory_told
-from ..spec.options import Options, resolve
-from . import count as memory_model
-from .placement import Placement, check_mode
-
-if TYPE_CHECKING:
-    from ..engine.generator import VideoGenerator
+from ..spec.options import Options
+from . import count
+from .placement import Placement, send
 
 
-def placement(
-    memory: str,
-    model: ModelDirectory,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantization: str | None = None,
+def place(
+    memory: str, model: count.Model, default: Options, dtype: torch.dtype, device: torch.device
 ) -> Placement:
-    """What ``memory`` means for a checkpoint on a device; ``auto`` asks what its default video takes.
-
-    Raises InputError for an unknown mode.
-    """
-    if check_mode(memory) != "auto":
+    """The placement for the setting ``memory``; ``auto``: the fastest mode that fits the default video."""
+    if memory != "auto":
         return Placement(device, memory)
-    networks = memory_model.Model(
-        model.unet, model.autoencoder, model.clip, model.family.reads_text, quantization
-    )
-    options = resolve(model.family, {}, model.defaults)
-    return Placement(device, memory_model.choose(networks, options, dtype, device), adapts=True)
+    return Placement(device, count.choose(model, default, dtype, device), adapts=True)
 
 
-class making(out_of_memory_told):
-    """Makes videos of these options, or a part of them, within the memory that there is.
+class MemoryGuard(out_of_memory_told):
+    """Context of a call that makes videos, or a part of them, in the memory there is.
 
-    A mode that ``auto`` found, and that has too little room for them, gives way to a smaller one meanwhile.
-    Memory that runs out all the same becomes an error that says what would fit.
+    Where the placement may adapt and its mode has too little memory for these options, the call gets a
+    smaller mode. Memory that runs out all the same becomes an error that says what would fit.
 
     Args:
+        model: sizes of the networks.
+        dtype: the U-Net's number type during the call.
         frames: of each video.
         videos: how many are made at once.
+
+    Raises:
+        OutOfMemoryError: on leaving it, for an out-of-memory error within.
     """
 
-    def __init__(self, generator: VideoGenerator, options: Options, frames: int, videos: int = 1) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        model: count.Model,
+        options: Options,
+        dtype: torch.dtype,
+        frames: int,
+        videos: int = 1,
+    ) -> None:
+        self.placement, self.model, self.dtype = placement, model, dtype
         self.options = dataclasses.replace(options, num_frames=frames, batch_size=videos)
-        self.place, self.device, self.dtype = generator.placement, generator.device, generator.dtype
-        self.model = memory_model.Model(
-            generator.unet.config,
-            generator.autoencoder.config,
-            generator.clip,
-            generator.family.reads_text,
-            generator.quantization,
-        )
-        every = (generator.unet, generator.autoencoder, generator.text_encoder, generator.image_encoder)
-        self.networks = [network for network in every if network is not None]
-        super().__init__(self._advice if self.device.type == "cuda" else None)
+        super().__init__(self._advice if placement.device.type == "cuda" else None)
 
     def __enter__(self) -> None:
-        mode = self.place.mode
-        if self.place.adapts:
-            there = self._there()
-            mode = memory_model.choose(self.model, self.options, self.dtype, self.device, there)
-        self.place.begin(mode, self.networks)
+        placement = self.placement
+        mode = placement.mode
+        if placement.adapts:
+            there = placement.bytes_on_device()
+            mode = count.choose(self.model, self.options, self.dtype, placement.device, there)
+        placement.begin(mode)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         del trace  # it leads to the frames of the call, which the base lets go
         try:
             super().__exit__(kind, error, None)
         finally:
-            self.place.end()
-
-    def _there(self) -> int:
-        """Bytes of weights on the device."""
-        weights = [tensor for network in self.networks for tensor in stored(network.parameters())]
-        return sum(tensor.nbytes for tensor in weights if tensor.device.type == self.device.type)
+            self.placement.end()
 
     def _advice(self) -> str:
-        free = (free_memory(self.device) or 0) + self._there()
-        place = self.place.mode, free, self.device.type
-        return memory_model.advice(self.model, self.options, self.dtype, *place)
+        device = self.placement.device
+        free = (free_memory(device) or 0) + self.placement.bytes_on_device()
+        return count.advice(self.model, self.options, self.dtype, self.placement.mode, free, device.type)
+
+
+def make_space(network: nn.Module, needed: int, free: int | None) -> None:
+    """Sends a network to the host's memory where a device has fewer than ``needed`` bytes left."""
+    if free is not None and free < needed:
+        send(network, "cpu")
+
+
+def bring(
+    network: nn.Module,
+    placement: Placement,
+    needed: Iterable[int],
+    displaced: nn.Module | None = None,
+    free: int | None = None,
+) -> None:
+    """Puts a resident network on its device before a run, in place of another one if memory requires it.
+
+    In modes other than ``resident`` a network comes to the device by itself when it computes.
+
+    Args:
+        needed: bytes in addition to its weights, of each video.
+        displaced: goes to the host's memory where both do not fit.
+        free: bytes that the device has left; None where that does not matter.
+    """
+    if placement.mode != "resident":
+        return
+    with out_of_memory_told():
+        if displaced is not None and free is not None:
+            missing = sum(p.nbytes for p in network.parameters() if p.device.type != placement.device.type)
+            make_space(displaced, missing + max(needed), free)
+        send(network, placement.device)

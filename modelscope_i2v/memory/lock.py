@@ -1,4 +1,4 @@
-"""Who has a network: any number of threads that use it as it is, or one that moves or changes it."""
+"""A readers–writer lock for networks: threads that compute share it, one that changes weights does not."""
 
 from __future__ import annotations
 
@@ -11,54 +11,56 @@ from collections.abc import Iterator
 from torch import nn
 
 
-class Access:
-    """A lock that threads share, or that one has alone; a thread that has it may take it again.
+class Lock:
+    """A reentrant readers–writer lock.
 
-    One that has it together with others must not ask for it alone: two such would wait for each other.
+    A thread that has it shared must not ask for it exclusively: two such would wait for each other.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._depths: Counter[int] = Counter()
-        """How often each thread has it."""
-        self._alone = False
-        self._wanted_alone = 0
+        """How often each thread has it; threads that have it not are not listed."""
+        self._exclusive = False
+        self._writers_waiting = 0
 
     @contextlib.contextmanager
-    def taken(self, alone: bool) -> Iterator[None]:
+    def acquire(self, exclusive: bool = False) -> Iterator[None]:
         """Waits until the thread can have it."""
         me = threading.get_ident()
         with self._changed:
-            self._wanted_alone += alone
+            self._writers_waiting += exclusive
             try:
-                self._changed.wait_for(lambda: self._is_free(me, alone))
+                self._changed.wait_for(lambda: self._is_free(me, exclusive))
             finally:
-                self._wanted_alone -= alone
-            before = self._alone
+                self._writers_waiting -= exclusive
+            before = self._exclusive
             self._depths[me] += 1
-            self._alone = alone or before
+            self._exclusive = exclusive or before
         try:
             yield
         finally:
             with self._changed:
                 self._depths[me] -= 1
-                self._alone = before
+                if not self._depths[me]:
+                    del self._depths[me]
+                self._exclusive = before
                 self._changed.notify_all()
 
-    def _is_free(self, me: int, alone: bool) -> bool:
-        others = any(depth for thread, depth in self._depths.items() if thread != me)
-        if not others or alone:
+    def _is_free(self, me: int, exclusive: bool) -> bool:
+        others = any(thread != me for thread in self._depths)
+        if not others or exclusive:
             return not others
-        # A newcomer does not overtake a thread that waits to be alone, or that would wait for ever.
-        return not self._alone and (self._depths[me] > 0 or not self._wanted_alone)
+        # A new reader does not overtake a waiting writer, which might otherwise wait for ever.
+        return not self._exclusive and (me in self._depths or not self._writers_waiting)
 
 
-# A network of two generators has one.
-_accesses: weakref.WeakKeyDictionary[nn.Module, Access] = weakref.WeakKeyDictionary()
+# One lock a network, also where two generators share it.
+_locks: weakref.WeakKeyDictionary[nn.Module, Lock] = weakref.WeakKeyDictionary()
 _guard = threading.Lock()
 
 
-def access(network: nn.Module) -> Access:
-    """The one to a network, whoever asks."""
+def lock_of(network: nn.Module) -> Lock:
+    """A network's lock, the same for every caller."""
     with _guard:
-        return _accesses.setdefault(network, Access())
+        return _locks.setdefault(network, Lock())

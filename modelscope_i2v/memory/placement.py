@@ -1,4 +1,4 @@
-"""Where a generator's weights are while they work: always on the device, in turns, or block by block."""
+"""Placement of weights: always on the device, one network at a time, or block by block."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..compute.quantization import stored
-from ..errors import InputError
 from ..networks.blocks import Stage
 from ..networks.stunet import STUNet
 from ..spec.options import Options
+from ..spec.runtime import MEMORY
 from .chunking import chunked
-from .lock import access
-
-MODES = ("auto", "resident", "offload", "minimal")
-"""What the argument ``memory`` can be."""
+from .lock import lock_of
 
 CHUNK_TOKENS = 65_536
 """Pixels, over all frames, that a layer of the U-Net computes at a time in ``minimal``."""
@@ -34,13 +31,6 @@ _ALIGNMENT = 256
 """Bytes; what CUDA's own allocations have at least."""
 
 
-def check_mode(memory: str) -> str:
-    """One of :data:`MODES`. Raises InputError for another."""
-    if memory not in MODES:
-        raise InputError(f"memory={memory!r} is unknown; it can be {', '.join(MODES)}.")
-    return memory
-
-
 def frugal(options: Options) -> Options:
     """The options as ``minimal`` follows them: one guidance branch, one frame, one tile at a time."""
     tile = TILE_SIZE if options.height * options.width > TILED_PIXELS else None
@@ -50,19 +40,22 @@ def frugal(options: Options) -> Options:
 
 
 _brought: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks that are on a device for the thread that has them alone."""
+"""Networks that are on a device for the thread that holds them exclusively."""
 
 
 class Placement:
-    """Brings networks to a device for their work and takes them away after it.
+    """Moves a generator's networks to a device while they compute, and back to storage after.
+
+    It alone decides where weights are; whoever needs a network asks :meth:`on_device` or :meth:`exclusive`.
 
     Attributes:
-        device: where networks work.
-        mode: ``resident``: networks are on the device and stay. ``offload``: a network is on the device while
-            it works. ``minimal``: as that, but of the U-Net two blocks at most, one that computes and the
-            next; and all computes in parts, see :func:`frugal` and :mod:`.chunking`.
+        device: where networks compute.
+        mode: ``resident``: networks stay on the device. ``offload``: a network is on the device while it
+            computes. ``minimal``: as ``offload``, but of the U-Net only the block that computes and the next;
+            and layers compute in parts, see :func:`frugal` and :mod:`.chunking`.
         moves: whether weights move at all. On a CPU they are mapped files, and stay.
-        adapts: whether calls may :meth:`begin` with other modes.
+        adapts: whether a call may take a mode with less memory (:meth:`begin`), as ``auto`` allows.
+        networks: the networks whose weights it places, see :meth:`manage`.
     """
 
     def __init__(
@@ -70,13 +63,23 @@ class Placement:
     ) -> None:
         self.device, self.mode, self.adapts = device, mode, adapts
         self.moves = device.type != "cpu" if moves is None else moves
+        self.networks: tuple[nn.Module, ...] = ()
         self._chosen = mode
         self._guard, self._active, self._calls = threading.Lock(), 0, 0
         self._streams: weakref.WeakKeyDictionary[nn.Module, Stream] = weakref.WeakKeyDictionary()
 
+    def manage(self, networks: Iterable[nn.Module | None]) -> None:
+        """Says which networks' weights it places; None is passed over."""
+        self.networks = tuple(network for network in networks if network is not None)
+
+    def bytes_on_device(self) -> int:
+        """Bytes of the managed networks' weights on the device."""
+        weights = (tensor for network in self.networks for tensor in stored(network.parameters()))
+        return sum(tensor.nbytes for tensor in weights if _same(tensor.device, self.device))
+
     @property
-    def home(self) -> torch.device:
-        """Where networks are between their works."""
+    def storage_device(self) -> torch.device:
+        """Where networks are while they do not compute."""
         return self.device if self.mode == "resident" or not self.moves else torch.device("cpu")
 
     def options(self, options: Options) -> Options:
@@ -84,12 +87,12 @@ class Placement:
         return frugal(options) if self.mode == "minimal" else options
 
     @contextlib.contextmanager
-    def working(self, network: nn.Module) -> Iterator[None]:
-        """Within it, the network can compute on the device; after it, also a failed one, it is home.
+    def on_device(self, network: nn.Module) -> Iterator[None]:
+        """Within it, the network can compute on the device; afterwards, also on failure, it is in storage.
 
-        In modes other than ``resident`` one thread at a time has a network; one that has it may ask again.
+        In modes other than ``resident`` one thread at a time holds a network; the same thread may ask again.
         """
-        with self._counted() as mode, access(network).taken(alone=mode != "resident"):
+        with self._counted() as mode, lock_of(network).acquire(exclusive=mode != "resident"):
             if mode == "resident":
                 self._fetch(network)
             away = mode != "resident" and network not in _brought
@@ -97,25 +100,27 @@ class Placement:
                 yield
 
     @contextlib.contextmanager
-    def changing(self, network: nn.Module) -> Iterator[None]:
-        """Within it no other thread has the network, so that its weights may change. Not to be asked for
-        while :meth:`working`."""
-        with self._counted(), access(network).taken(alone=True):
+    def exclusive(self, network: nn.Module) -> Iterator[None]:
+        """Within it no other thread computes with the network, so that its weights may change.
+
+        Not to be asked for within :meth:`on_device`.
+        """
+        with self._counted(), lock_of(network).acquire(exclusive=True):
             yield
 
-    def begin(self, mode: str, networks: Iterable[nn.Module]) -> None:
-        """A call begins: until its :meth:`end` it has this mode if that takes less memory than the present
-        one and no other thread works."""
+    def begin(self, mode: str) -> None:
+        """Begins a call: until its :meth:`end` the placement has this mode, if that takes less memory than
+        the present one and no other thread computes."""
         with self._guard:
-            if MODES.index(mode) > MODES.index(self.mode) and not self._active:
+            if MEMORY.index(mode) > MEMORY.index(self.mode) and not self._active:
                 self.mode = mode
-                for network in networks:
-                    send(network, self.home)
+                for network in self.networks:
+                    send(network, self.storage_device)
             self._calls += 1
 
     def end(self) -> None:
-        """A call is over. After the last one the mode is what it was chosen to be; networks come back when
-        they work next."""
+        """Ends a call. After the last one the mode is again the one at the start; networks move back to the
+        device when they compute next."""
         with self._guard:
             self._calls -= 1
             if not self._calls:
@@ -123,7 +128,7 @@ class Placement:
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[str]:
-        """Within it, the mode stays as it is."""
+        """Within it, the mode does not change."""
         with self._guard:
             self._active += 1
             mode = self.mode
@@ -134,7 +139,7 @@ class Placement:
                 self._active -= 1
 
     def _fetch(self, network: nn.Module) -> None:
-        """Brings a network back that another generator has sent away."""
+        """Moves a network back to the device after another generator has displaced it."""
         with self._guard:
             if self.moves and _elsewhere(network, self.device):
                 _move(network, self.device)
@@ -151,7 +156,7 @@ class Placement:
                 blocks = list(stream_blocks(network)) if streams else []
                 inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
                 beside = [tensor for tensor in _tensors(network) if id(tensor) not in inside]
-                stack.enter_context(on_device(beside, self.device))
+                stack.enter_context(copied_to(beside, self.device))
                 if blocks:
                     if network not in self._streams:
                         self._streams[network] = Stream(self.device)
@@ -174,7 +179,7 @@ def streamed_bytes(unet: STUNet) -> int:
 
 
 @contextlib.contextmanager
-def on_device(tensors: list[Tensor], device: torch.device) -> Iterator[None]:
+def copied_to(tensors: list[Tensor], device: torch.device) -> Iterator[None]:
     """Within it, parameters and buffers are copies on the device; after it, what they were before."""
     before = [tensor.data for tensor in tensors]
     try:
@@ -341,13 +346,18 @@ class CudaCopies(Copies):
 
 
 def send(network: nn.Module, device: torch.device | str) -> None:
-    """Moves a network as soon as no other thread has it."""
-    with access(network).taken(alone=True):
+    """Moves a network as soon as no other thread computes with it."""
+    with lock_of(network).acquire(exclusive=True):
         _move(network, device)
 
 
 def _elsewhere(network: nn.Module, device: torch.device) -> bool:
-    return any(tensor.device.type != device.type for tensor in _tensors(network))
+    return any(not _same(tensor.device, device) for tensor in _tensors(network))
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether two devices are one; without an index, ``cuda`` is the current one."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
 
 
 @torch.inference_mode(False)

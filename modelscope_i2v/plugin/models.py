@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ from modelscope.models.base.base_model import Model
 from modelscope.models.builder import MODELS
 from torch import Tensor
 
+from ..devices import resolve_device
 from ..engine.generator import VideoGenerator
 from ..engine.jobs import Job
 from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..spec.runtime import split
 from .registration import claim
 
 
@@ -30,13 +33,10 @@ class VideoModel(Model):
 
     Args:
         model_dir: a checkpoint directory in the hub's layout.
-        device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; None: the best there is. Where there is no CUDA at
-            all, ``gpu`` and ``cuda`` mean that too, as everywhere in ModelScope.
-        dtype, torch_dtype: ``fp32``, ``fp16``, ``bf16`` or PyTorch's own; None: what suits the device.
-        attention, progress, memory, compile, quantization: see
-            :meth:`modelscope_i2v.engine.generator.VideoGenerator.from_directory`.
+        kwargs: settings of :class:`modelscope_i2v.spec.runtime.Runtime`; where there is no CUDA at all,
+            ``gpu`` and ``cuda`` mean the best there is, as everywhere in ModelScope. And the rest of the
+            configuration's ``model`` section, which the directory's own reader reads.
         generator: one of this directory that is there already.
-        kwargs: the rest of the configuration's ``model`` section, which the directory's own reader reads.
 
     Attributes:
         generator: makes the videos.
@@ -49,29 +49,15 @@ class VideoModel(Model):
         self,
         model_dir: str | Path,
         *args: Any,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        torch_dtype: str | torch.dtype | None = None,
-        attention: str = "auto",
-        progress: bool | None = None,
-        memory: str = "auto",
-        compile: bool = False,
-        quantization: str | None = None,
         generator: VideoGenerator | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(str(model_dir), trust_remote_code=kwargs.get("trust_remote_code", False))
-        self.generator = generator or VideoGenerator.from_directory(
-            model_dir,
-            task=self.family.task,
-            device=present(device),
-            dtype=torch_dtype if dtype is None else dtype,
-            attention=attention,
-            progress=progress,
-            memory=memory,
-            compile=compile,
-            quantization=quantization,
-        )
+        if generator is None:
+            settings, _ = split(kwargs)
+            settings["device"] = present(settings.get("device"))
+            generator = VideoGenerator.from_directory(model_dir, self.family.task, **settings)
+        self.generator = generator
         self.family = self.generator.family
         # Where the configuration does not say so, ModelScope asks the model which pipeline is its.
         self.pipeline = {"type": self.family.pipeline_type}
@@ -82,13 +68,13 @@ class VideoModel(Model):
         return self.generator.device
 
     def forward(self, inputs: Mapping[str, Any]) -> dict[str, list[MadeVideo]]:
-        """Makes the videos of one sample, as the preprocessor returns it: ``{"sample": Sample}``.
+        """Makes the videos of one request, as the preprocessor returns it: ``{"request": Request}``.
 
         Returns:
-            ``{"videos": […]}``, as many as the sample's ``num_videos``.
+            ``{"videos": […]}``, as many as the request's ``num_videos``.
         """
-        sample = inputs["sample"]
-        return {"videos": [self._make(Job.of(sample, i)) for i in range(sample.options.num_videos)]}
+        request = inputs["request"]
+        return {"videos": [self._make(Job.of(request, i)) for i in range(request.options.num_videos)]}
 
     def _make(self, job: Job) -> MadeVideo:
         (latents,) = self.generator.generate([job])
@@ -96,9 +82,18 @@ class VideoModel(Model):
 
 
 def present(device: str | torch.device | None) -> str | torch.device | None:
-    """ModelScope's ``gpu`` and ``cuda:0`` are wishes: without CUDA they mean the best there is."""
-    wish = str(device).lower().partition(":")[0] in ("gpu", "cuda")
-    return None if wish and not torch.cuda.is_available() else device
+    """A device as :class:`~modelscope_i2v.spec.runtime.Runtime` takes it; None: the best there is.
+
+    ModelScope asks for ``gpu`` where its caller has named no device, so without a GPU that is the best there
+    is, silently; a CUDA device that a caller has named is too, with a warning.
+    """
+    name = str(device).lower()
+    if torch.cuda.is_available() or name.partition(":")[0] not in ("gpu", "cuda"):
+        return device
+    if name != "gpu":
+        best = resolve_device(None)
+        warnings.warn(f"device={name!r}: PyTorch finds no CUDA here; {best} is used.", stacklevel=2)
+    return None
 
 
 @claim(MODELS, IMAGE_TO_VIDEO.task, IMAGE_TO_VIDEO.model_type)

@@ -23,12 +23,24 @@ from ..engine.generator import VideoGenerator
 from ..engine.outputs import check_paths, deliver
 from ..errors import InputError
 from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..spec.runtime import NAMES, Runtime, split
+from ..spec.table import unknown
 from .models import MadeVideo, VideoModel, present
 from .preprocessors import VideoPreprocessor
 from .registration import FIELD, claim, preprocessor_type
 
-_LOADING = ("dtype", "torch_dtype", "attention", "progress", "memory", "compile", "quantization")
-"""Keywords of the constructor that are the model's."""
+_MODELSCOPE = (
+    "auto_collate",
+    "compile_options",
+    "config_file",
+    "external_engine_for_llm",
+    "framework",
+    "ignore_file_pattern",
+    "llm_framework",
+    "third_party",
+    "trust_remote_code",
+)
+"""Keywords that ModelScope's ``pipeline(…)`` hands on and that are not ours to check."""
 
 FIRST_VIDEO = "first_video"
 """Where a cascade's result has the first stage's video."""
@@ -43,8 +55,7 @@ class VideoPipeline(Pipeline):
             one's video larger (:class:`modelscope_i2v.engine.cascade.Cascade`).
         preprocessor: takes the place of the task's own.
         device: ``cpu``, ``gpu``, ``cuda:1``, ``mps``; without a GPU, ``gpu`` means the CPU.
-        kwargs: ``dtype`` (or ``torch_dtype``), ``attention``, ``progress``, ``memory``, ``compile`` and
-            ``quantization`` are the model's (:class:`.models.VideoModel`); the rest is ModelScope's.
+        kwargs: settings of :class:`modelscope_i2v.spec.runtime.Runtime`; the rest is ModelScope's.
 
     Raises:
         InputError, CheckpointError: for a model that cannot be used, before anything is computed.
@@ -63,15 +74,19 @@ class VideoPipeline(Pipeline):
     ) -> None:
         if device_map is not None:
             raise InputError("device_map is not known to these models; device says where one runs.")
-        loading = {name: kwargs.pop(name) for name in _LOADING if kwargs.get(name) is not None}
-        kwargs.pop("auto_collate", None)
+        settings, kwargs = split(kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("auto_collate", "progress")}
+        for name in kwargs:
+            if name not in _MODELSCOPE:
+                raise InputError(unknown("pipeline(…)", name, [*NAMES, "device", *_MODELSCOPE]))
+        Runtime.of(settings)  # before anything is fetched
         models = list(model) if isinstance(model, (list, tuple)) else [model]
         self.cascade: Cascade | None = None
         if len(models) == 2:
-            models = self._load_both(models, device, loading)
+            models = self._load_both(models, device, settings)
         elif len(models) == 1:
             trusted = kwargs.get("trust_remote_code", False)
-            models = [self._load(models[0], str(device or "gpu"), trusted, loading)]
+            models = [self._load(models[0], str(device or "gpu"), trusted, settings)]
         else:
             raise InputError(f"model lists {len(models)} models; it takes one, or the two of a cascade.")
         model = models[0]
@@ -113,10 +128,7 @@ class VideoPipeline(Pipeline):
         """Loads a cascade, or makes one of two models."""
         if all(isinstance(model, str) for model in models):
             directories = [str(fetch(model)) for model in models]
-            loading = dict(loading)
-            kind = loading.pop("torch_dtype", None)
-            loading.setdefault("dtype", kind)
-            self.cascade = Cascade.load(directories, present(device), **loading)
+            self.cascade = Cascade.load(directories, **{**loading, "device": present(device)})
             stages = zip(directories, (self.cascade.first, self.cascade.second))
             return [VideoModel(directory, generator=stage) for directory, stage in stages]
         self.cascade = Cascade(*map(_generator, models))
@@ -260,9 +272,9 @@ class VideoPipeline(Pipeline):
             OutputError: for a path that cannot be written.
         """
         videos = inputs["videos"]
-        paths = check_paths(output_video, [video.job.sample.options.output_type for video in videos])
+        paths = check_paths(output_video, [video.job.request.options.output_type for video in videos])
         made = [
-            deliver(video.frames, video.job.sample, video.job.seed, path)
+            deliver(video.frames, video.job.request, video.job.seed, path)
             for video, path in zip(videos, paths)
         ]
         return {OutputKeys.OUTPUT_VIDEO: made if len(made) > 1 else made[0]}

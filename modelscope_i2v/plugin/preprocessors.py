@@ -10,7 +10,7 @@ from modelscope.preprocessors.builder import PREPROCESSORS
 from modelscope.utils.constant import ModeKeys
 
 from ..checkpoints.directory import ModelDirectory
-from ..engine import requests as samples
+from ..engine import requests
 from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from .registration import FIELD, claim, preprocessor_type
 
@@ -33,10 +33,10 @@ class VideoPreprocessor(Preprocessor):
         if model_dir is not None:
             self.defaults = ModelDirectory.open(model_dir, self.family.task).defaults
 
-    def __call__(self, data: Any, **options: Any) -> dict[str, samples.Sample]:
-        """An input, bare or a dict, as ``{"sample": Sample}``. Raises InputError."""
-        given = samples.resolve(self.family, data, options, self.defaults)
-        return {"sample": samples.read(self.family, *given)}
+    def __call__(self, data: Any, **options: Any) -> dict[str, requests.Request]:
+        """An input, bare or a dict, as ``{"request": Request}``. Raises InputError."""
+        given = requests.resolve(self.family, data, options, self.defaults)
+        return {"request": requests.read(self.family, *given)}
 
 
 @claim(PREPROCESSORS, FIELD, preprocessor_type(IMAGE_TO_VIDEO))

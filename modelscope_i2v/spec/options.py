@@ -1,20 +1,17 @@
-"""The options of a call: one table that checks, documents and offers them on the command line.
-
-Torch is not imported here: a mistake is told before any model loads.
-"""
+"""The options of a call: one table that checks, documents and offers them on the command line."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from . import table
 from .families import Family
 from .speed import SPEEDS
+from .table import setting
 
 MAX_SIDE = 8192
 MAX_FRAMES = 10_000
@@ -41,67 +38,23 @@ OF_FIRST = (
 """Options of both stages of a cascade that, by their plain names, are the first's."""
 
 
-def _integer(low: int, high: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise ValueError("a whole number")
-        if not low <= value.__index__() <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value.__index__()
-
-    return check
-
-
-def _number(low: float, high: float, *, above: bool = False) -> Callable[[Any], float]:
-    wanted = f"a number {'above' if above else 'from'} {low:g} {'and up ' if above else ''}to {high:g}"
-
-    def check(value: Any) -> float:
-        if isinstance(value, (bool, str, bytes)):
-            raise ValueError(wanted)
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(wanted) from None
-        if not math.isfinite(number) or not low <= number <= high or (above and number == low):
-            raise ValueError(wanted)
-        return number
-
-    return check
-
-
 def _size(value: Any) -> int:
-    number = _integer(SIZE_STEP, MAX_SIDE)(value)
+    number = table.integer(SIZE_STEP, MAX_SIDE)(value)
     if number % SIZE_STEP:
         low = max(number // SIZE_STEP * SIZE_STEP, SIZE_STEP)
         raise ValueError(f"a multiple of {SIZE_STEP} such as {low} or {low + SIZE_STEP}")
     return number
 
 
-def _choice(*names: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in names:
-            raise ValueError("one of " + ", ".join(names))
-        return value
-
-    return check
-
-
-def _instance(kind: type | Callable[[Any], bool], wanted: str) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if not (isinstance(value, kind) if isinstance(kind, type) else kind(value)):
-            raise ValueError(wanted)
-        return value
-
-    return check
-
-
 def _tensor(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "detach") and len(value.shape) in (4, 5)
+    """An ordinary tensor of real numbers, with contents, in four or five dimensions."""
+    if not (hasattr(value, "detach") and len(getattr(value, "shape", ())) in (4, 5)):
+        return False
+    return value.is_floating_point() and str(value.layout) == "torch.strided" and not value.is_meta
 
 
-def _option(check: Callable[[Any], Any], text: str, default: Any = None, **metadata: Any) -> Any:
-    """A field of :class:`Options` with its check, its sentence of help and where it applies."""
-    return field(default=default, metadata={"check": check, "help": text, **metadata})
+def _generator(value: Any) -> bool:
+    return f"{type(value).__module__}.{type(value).__name__}" in ("torch.Generator", "torch._C.Generator")
 
 
 def _takes_text(family: Family) -> bool:
@@ -131,114 +84,121 @@ class Options:
     Names are the ones that diffusers made usual; sizes are in pixels.
     """
 
-    speed: str = _option(
-        _choice(*SPEEDS),
+    speed: str = setting(
+        table.choice(*SPEEDS),
         "exact: as the model was made to work; the others leave out work that changes the video a little",
         "exact",
         choices=tuple(SPEEDS),
     )
-    num_inference_steps: int = _option(_integer(1, 1000), "steps of the solver, 1 to 1000")
-    guidance_scale: float = _option(
-        _number(0, 100), "how strongly the video follows the input; 1 turns guidance off"
+    num_inference_steps: int = setting(table.integer(1, 1000), "steps of the solver, 1 to 1000")
+    guidance_scale: float = setting(
+        table.number(0, 100), "how strongly the video follows the input; 1 turns guidance off"
     )
-    guidance_rescale: float = _option(_number(0, 1), "0 to 1, against overexposure at high guidance")
-    negative_prompt: str = _option(
-        _instance(str, "a text"), "what the video should not show", applies=_takes_text
+    guidance_rescale: float = setting(table.number(0, 1), "0 to 1, against overexposure at high guidance")
+    negative_prompt: str = setting(
+        table.instance(str, "a text"), "what the video should not show", applies=_takes_text
     )
-    long_prompt: bool = _option(
-        _instance(bool, "True or False"),
+    long_prompt: bool = setting(
+        table.flag,
         "read all of a text of more than 77 tokens, in rows of 77, instead of cutting it",
         False,
         applies=_takes_text,
     )
-    num_frames: int = _option(_integer(1, MAX_FRAMES), "frames of the video (of an input video: at most)")
-    height: int = _option(_size, f"height in pixels, a multiple of {SIZE_STEP}")
-    width: int = _option(_size, f"width in pixels, a multiple of {SIZE_STEP}")
-    fps: float | None = _option(_number(0, 1000, above=True), "frames per second of the written video")
-    target_fps: int = _option(
-        _integer(1, 240),
+    num_frames: int = setting(
+        table.integer(1, MAX_FRAMES), "frames of the video (of an input video: at most)"
+    )
+    height: int = setting(_size, f"height in pixels, a multiple of {SIZE_STEP}")
+    width: int = setting(_size, f"width in pixels, a multiple of {SIZE_STEP}")
+    fps: float | None = setting(table.number(0, 1000, above=True), "frames per second of the written video")
+    target_fps: int = setting(
+        table.integer(1, 240),
         "frame rate that the network is told, which sets how fast things move",
         applies=_takes_fps,
     )
-    first_frame: str = _option(
-        _choice(*FIRST_FRAMES),
+    first_frame: str = setting(
+        table.choice(*FIRST_FRAMES),
         "free: the network makes it; anchor: it is the picture itself, cut to the video's shape",
         "free",
         applies=_takes_image,
         choices=FIRST_FRAMES,
     )
-    loop: bool = _option(
-        _instance(bool, "True or False"),
+    loop: bool = setting(
+        table.flag,
         "the last frame leads back to the first, so that the video can repeat without a jump",
         False,
         applies=_starts_from_noise,
     )
-    seed: int | None = _option(
-        _integer(0, 2**63 - 2), "makes the video repeatable, on every device; else PyTorch's global generator"
+    seed: int | None = setting(
+        table.integer(0, 2**63 - 2),
+        "makes the video repeatable, on every device; else PyTorch's global generator",
     )
-    generator: Any = _option(
-        _instance(lambda value: hasattr(value, "initial_seed"), "a torch.Generator"),
+    generator: Any = setting(
+        table.instance(_generator, "a torch.Generator"),
         "draws the noise",
         cli=False,
     )
-    latents: Any = _option(
-        _instance(_tensor, "a tensor [4, frames, height / 8, width / 8], with or without a batch"),
+    latents: Any = setting(
+        table.instance(_tensor, "a float tensor [4, frames, height / 8, width / 8], with or without a batch"),
         "the noise to start from, [4, frames, height / 8, width / 8]",
         cli=False,
     )
-    scheduler: str = _option(_choice(*SCHEDULERS), "solver: " + ", ".join(SCHEDULERS), choices=SCHEDULERS)
-    eta: float = _option(_number(0, 1), "fresh noise in each DDIM step, 0 (none) to 1", 0.0)
-    fit: str = _option(
-        _choice(*FITS),
+    scheduler: str = setting(
+        table.choice(*SCHEDULERS), "solver: " + ", ".join(SCHEDULERS), choices=SCHEDULERS
+    )
+    eta: float = setting(table.number(0, 1), "fresh noise in each DDIM step, 0 (none) to 1", 0.0)
+    fit: str = setting(
+        table.choice(*FITS),
         "how an input video of another shape gets the output's: stretch it, crop it, or pad it with black",
         "stretch",
         applies=_takes_video,
         choices=FITS,
     )
-    strength: float = _option(
-        _number(0, 1, above=True),
+    strength: float = setting(
+        table.number(0, 1, above=True),
         "how much of an input video is made anew: 0 (nothing) to 1 (all)",
         applies=_takes_video,
     )
-    inversion: str = _option(
-        _choice(*INVERSIONS),
+    inversion: str = setting(
+        table.choice(*INVERSIONS),
         "how an input video becomes the start: noise is added to it, or ddim runs the solver backwards",
         "noise",
         applies=_takes_video,
         choices=INVERSIONS,
     )
-    num_videos: int = _option(_integer(1, 256), "videos to make of each input", 1)
-    output_type: str = _option(
-        _choice(*OUTPUT_TYPES),
+    num_videos: int = setting(table.integer(1, 256), "videos to make of each input", 1)
+    output_type: str = setting(
+        table.choice(*OUTPUT_TYPES),
         "mp4 (a file or its bytes), np (uint8 frames), pt (float frames in 0..1), pil (a list), latent",
         "mp4",
         choices=OUTPUT_TYPES,
         cli=False,
     )
-    crf: int = _option(_integer(0, 51), "H.264 quality of the file, 0 (lossless) to 51 (worst)")
-    decode_chunk_size: int = _option(
-        _integer(1, MAX_FRAMES), "frames decoded at a time; fewer need less memory"
+    crf: int = setting(table.integer(0, 51), "H.264 quality of the file, 0 (lossless) to 51 (worst)")
+    decode_chunk_size: int = setting(
+        table.integer(1, MAX_FRAMES), "frames decoded at a time; fewer need less memory"
     )
-    tile_size: int | None = _option(
-        _integer(64, MAX_SIDE),
+    tile_size: int | None = setting(
+        table.integer(64, MAX_SIDE),
         "encode and decode frames in tiles of this side, in pixels, for large frames in little memory",
     )
-    sequential_guidance: bool = _option(
-        _instance(bool, "True or False"),
+    sequential_guidance: bool = setting(
+        table.flag,
         "run both guidance branches one after the other, with less memory",
         False,
     )
-    max_pixels: int = _option(
-        _integer(1, 2**62), "largest picture or video frame that is read, in pixels", 100_000_000
+    max_pixels: int = setting(
+        table.integer(1, 2**62), "largest picture or video frame that is read, in pixels", 100_000_000
     )
-    batch_size: int = _option(_integer(1, 4096), "videos that go through the networks at once", 1, cli=False)
-    callback: Any = _option(
-        _instance(callable, "a function of (step, total, latents)"),
+    batch_size: int = setting(
+        table.integer(1, 4096), "videos that go through the networks at once", 1, cli=False
+    )
+    callback: Any = setting(
+        table.instance(callable, "a function of (step, total, latents)"),
         "called after each step; returning False stops",
         cli=False,
     )
-    progress: bool | None = _option(
-        _instance(bool, "True or False"), "show progress bars; by default on a terminal only", cli=False
+    progress: bool | None = setting(
+        table.flag, "show progress bars; by default on a terminal only", cli=False
     )
 
     def metadata(self) -> dict[str, Any]:
@@ -249,7 +209,7 @@ class Options:
         return {name: value for name, value in values if value is not None}
 
 
-FIELDS = {option.name: option for option in dataclasses.fields(Options)}
+FIELDS = table.fields(Options)
 
 
 def options_of(family: Family) -> list[str]:
@@ -303,21 +263,10 @@ def resolve(
 
 def check(name: str, value: Any) -> Any:
     """One option's value, checked. Raises InputError."""
-    try:
-        return FIELDS[name].metadata["check"](value)
-    except ValueError as error:
-        raise InputError(f"{name}={_short(value)} does not work: it must be {error}.") from None
+    return table.checked(Options, name, value)
 
 
 def _unknown(name: str, family: Family, known: Collection[str], also_known: Collection[str]) -> str:
     if name in FIELDS:
         return f"{family.name} has no option {name!r}."
-    names = [*known, *also_known]
-    near = [other for other in names if name in other] or difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
-    return f"{family.name} has no option {name!r}; {hint}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return table.unknown(family.name, name, [*known, *also_known])

@@ -152,7 +152,7 @@ def test_exact_guides_at_every_noise_level(name):
 def test_exact_is_the_plain_solver_to_the_bit(generators, family):
     generator = generators[family.name]
     job = Job.of(generator.prepare(given(family), **QUICK))
-    options = job.sample.options
+    options = job.request.options
     with torch.inference_mode():
         positive, negative = generator.condition([job])
         start = generator.start([job], negative)

@@ -388,7 +388,7 @@ def test_preprocessors_serve_others_too(family, given):
     kind = {"type": preprocessor_type(family), "model_dir": directory(family)}
     built = build_preprocessor(kind, FIELD)
     assert type(built).__module__ == preprocessors.__name__
-    sample = built(given[family.name], num_frames=2)["sample"]
+    sample = built(given[family.name], num_frames=2)["request"]
     assert sample.num_frames == 2
     assert sample.options.height == Model.from_pretrained(directory(family)).generator.defaults["height"]
     found = Preprocessor.from_pretrained(directory(family))
