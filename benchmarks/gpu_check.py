@@ -85,7 +85,7 @@ def moved(generator: VideoGenerator, mode: str, source: dict) -> np.ndarray:
     resident, place = generator.placement, Placement(generator.device, mode, moves=True)
     every = (generator.unet, generator.autoencoder, generator.text_encoder, generator.image_encoder)
     for network in filter(None, every):
-        send(network, place.home)
+        send(network, place.storage_device)
     generator.placement = place
     (frames,) = generator([source], **OPTIONS)
     generator.placement = resident  # which brings the networks back when they work next

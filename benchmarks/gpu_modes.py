@@ -85,7 +85,7 @@ def in_every_mode(
     for mode in MODES:
         generator.placement = Placement(device, mode, moves=True)
         for network in networks:
-            send(network, generator.placement.home)
+            send(network, generator.placement.storage_device)
         # The first call page-locks weights, and the libraries choose their kernels.
         generator([given], **{**options, "num_inference_steps": 1, "output_type": "latent"})
         ends: list[float] = []

@@ -11,7 +11,8 @@ from torch import nn
 from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.memory import count as memory_model
 from modelscope_i2v.memory import placement
-from modelscope_i2v.memory.placement import MODES, Placement
+from modelscope_i2v.memory.placement import Placement
+from modelscope_i2v.spec.runtime import MEMORY as MODES
 
 OPTIONS = ({}, {"sequential_guidance": True}, {"decode_chunk_size": 1}, {"tile_size": 64})
 TOKENS = 100
@@ -23,9 +24,9 @@ __all__ = ["MODES", "OPTIONS", "TOKENS", "working_in"]
 class Watched(Placement):
     """A placement that remembers in which modes networks worked."""
 
-    def working(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
+    def on_device(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
         self.modes = getattr(self, "modes", set()) | {self.mode}
-        return super().working(network)
+        return super().on_device(network)
 
 
 @contextlib.contextmanager
@@ -38,6 +39,7 @@ def working_in(generator: VideoGenerator, mode: str) -> Iterator[None]:
     ):
         chosen = "resident" if adapts else mode
         generator.placement = Watched(generator.device, chosen, adapts=adapts, moves=True)
+        generator.placement.manage(generator.networks)
         try:
             yield
             assert generator.placement.modes == {"minimal" if adapts else mode}

@@ -115,7 +115,7 @@ class Cascade:
             mode = second.placement.mode  # the larger video needs it
             runtime = replace(runtime, memory=mode, compile=runtime.compile and mode != "minimal")
         else:
-            needed = count.weight(Model.of(opened[0]), "unet", second.dtype)
+            needed = count.weight(count.Model.of(opened[0]), "unet", second.dtype)
             guard.make_space(second.unet, needed, free_memory(device))
         preloaded = alike(second, opened[1], opened[0])
         first = VideoGenerator.from_directory(opened[0], preloaded=preloaded, **asdict(runtime))

@@ -89,7 +89,7 @@ class VideoGenerator:
         self.clip = clip or CLIPConfig()
         self.runtime = runtime or Runtime()
         self.placement = placement or Placement(device, "resident")
-        self.placement.manage((unet, autoencoder, text_encoder, image_encoder))
+        self.placement.manage(self.networks)
 
     @classmethod
     def from_directory(
@@ -135,6 +135,12 @@ class VideoGenerator:
             clip=model.clip,
             runtime=runtime,
         )
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks that there are."""
+        every = (self.unet, self.autoencoder, self.text_encoder, self.image_encoder)
+        return tuple(network for network in every if network is not None)
 
     @property
     def sizes(self) -> Model:

@@ -68,9 +68,9 @@ class Placement:
         self._guard, self._active, self._calls = threading.Lock(), 0, 0
         self._streams: weakref.WeakKeyDictionary[nn.Module, Stream] = weakref.WeakKeyDictionary()
 
-    def manage(self, networks: Iterable[nn.Module | None]) -> None:
-        """Says which networks' weights it places; None is passed over."""
-        self.networks = tuple(network for network in networks if network is not None)
+    def manage(self, networks: Iterable[nn.Module]) -> None:
+        """Says which networks' weights it places."""
+        self.networks = tuple(networks)
 
     def bytes_on_device(self) -> int:
         """Bytes of the managed networks' weights on the device."""

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from modelscope_i2v import InputError
-from modelscope_i2v.cli import convert, make, parser
+from modelscope_i2v.cli import convert, make
 from modelscope_i2v.spec.families import FAMILIES, TASKS
 from modelscope_i2v.spec.options import FIELDS, options_of
 
@@ -58,7 +58,7 @@ def no_model(monkeypatch):
         (["text-to-video", "a", "--seed", "-1"], "a whole number from 0"),
         (["text-to-video", "a", "--scheduler", "euler"], "one of ddim"),
         (["text-to-video", "a", "--seed", "7" * 5000], "..."),
-        (["text-to-video", "a", "--device", "gpux"], "cpu, cuda, cuda:1 or mps"),
+        (["text-to-video", "a", "--device", "gpux"], "cpu, gpu, cuda, cuda:1 or mps"),
         (["text-to-video", "a", "--dtype", "int8"], "fp32"),
         (["text-to-video", "a", "--attention", "flash"], "sdpa"),
         (["animate"], "give a picture, or a video with --refine"),
@@ -126,9 +126,10 @@ def test_the_version(run):
 def test_names_that_stand_in_for_tables_that_import_torch():
     from modelscope_i2v.checkpoints.convert import Target
     from modelscope_i2v.compute.attention import KERNELS
-    from modelscope_i2v.devices import DTYPES
+    from modelscope_i2v.sampling.solvers import SOLVERS
+    from modelscope_i2v.spec import options, runtime
 
-    assert tuple(DTYPES) == parser.DTYPES and tuple(KERNELS) == parser.ATTENTION
+    assert tuple(KERNELS) == runtime.ATTENTION and tuple(SOLVERS) == options.SCHEDULERS
     assert get_args(Target) == convert.LAYOUTS
 
 

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 import modelscope_i2v
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.engine import cascade as cascade_module
-from modelscope_i2v.engine.cascade import Animation, Cascade, animate, free_memory, working_memory
+from modelscope_i2v.engine.cascade import Animation, Cascade, animate, free_memory
 from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import Cancelled, CheckpointError, InputError, OutputError
 from modelscope_i2v.media.videos import read_video
+from modelscope_i2v.memory import count
 
 TEXT = "A boat on the sea."
 MODELS = (model_directory("image-to-video"), model_directory("video-to-video"))
@@ -188,7 +189,7 @@ def test_refining_loads_the_second_stage_alone(by_hand, tmp_path, monkeypatch):
     monkeypatch.setattr(
         VideoGenerator,
         "from_directory",
-        classmethod(lambda cls, path, **settings: loaded.append(path) or load(cls, path, **settings)),
+        classmethod(lambda cls, model, **settings: loaded.append(model.path) or load(cls, model, **settings)),
     )
     options = {"output_type": "np", "refine_options": SECOND, **LARGE, **BOTH}
     models = (tmp_path / "not needed", MODELS[1])
@@ -400,7 +401,8 @@ def test_a_unet_leaves_where_memory_is_short(monkeypatch, by_hand):
     pair = Cascade.load(MODELS, device="cpu", free_memory=lambda _: free["bytes"])
     monkeypatch.setattr(torch.nn.Module, "to", watched)
     one, two = pair.first.unet, pair.second.unet
-    need = working_memory(pair.second, pair.second.resolve("x", {**LARGE, "num_frames": 3})[1])
+    options = pair.second.resolve("x", {**LARGE, "num_frames": 3})[1]
+    need = count.working_memory(pair.second.sizes, options, pair.second.dtype)
     for available, order in (
         (None, [one, two]),
         (1 << 40, [one, two]),

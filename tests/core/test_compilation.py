@@ -127,11 +127,11 @@ def test_memory_modes():
     wanted, names = evaluated(unet), list(unet.state_dict())
     compile_blocks(unet, graphs)
     assert list(unet.state_dict()) == names
-    with Placement(torch.device("cpu"), "minimal", moves=True).working(unet):
+    with Placement(torch.device("cpu"), "minimal", moves=True).on_device(unet):
         assert relative_rms(evaluated(unet), wanted) < 1e-6
     assert not graphs  # layers that compute in parts do so as they are written
     for _ in range(2):
-        with Placement(torch.device("cpu"), "offload", moves=True).working(unet):
+        with Placement(torch.device("cpu"), "offload", moves=True).on_device(unet):
             assert torch.equal(evaluated(unet), wanted)
     assert len(graphs) == KINDS
 

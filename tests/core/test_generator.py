@@ -338,7 +338,7 @@ def test_loading_refuses_what_it_cannot_use(tmp_path):
         VideoGenerator.from_directory(directory, "text-to-video-synthesis")
     with pytest.raises(CheckpointError):
         VideoGenerator.from_directory(tmp_path)
-    with pytest.raises(InputError, match="dtype='fp8' is unknown"):
+    with pytest.raises(InputError, match="dtype='fp8' does not work: it must be fp32, fp16 or bf16"):
         VideoGenerator.from_directory(directory, dtype="fp8")
     with pytest.raises(InputError, match="device="):
         VideoGenerator.from_directory(directory, device="cuda:99")

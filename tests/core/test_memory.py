@@ -15,8 +15,9 @@ from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import Cancelled, InputError
 from modelscope_i2v.memory.chunking import chunked
-from modelscope_i2v.memory.placement import MODES, Placement, stream_blocks, streamed_bytes
+from modelscope_i2v.memory.placement import Placement, stream_blocks, streamed_bytes
 from modelscope_i2v.networks.layers import cast
+from modelscope_i2v.spec.runtime import MEMORY as MODES
 
 CPU = torch.device("cpu")
 MOVING = pytest.mark.parametrize("mode", ["offload", "minimal"])
@@ -42,7 +43,7 @@ def addresses(unet):
 def test_moving_changes_no_bit_of_any_step(mode):
     unet = small_unet()
     wanted, names = evaluated(unet), list(unet.state_dict())
-    with moving(mode).working(unet):
+    with moving(mode).on_device(unet):
         assert all(torch.equal(evaluated(unet), wanted) for _ in range(3))
         assert list(unet.state_dict()) == names
     assert list(unet.state_dict()) == names
@@ -59,7 +60,7 @@ def test_two_blocks_at_most_are_on_the_device():
         piece = layer.weight.untyped_storage()
         used[piece.data_ptr()] = piece.nbytes()
 
-    with moving("minimal").working(unet):
+    with moving("minimal").on_device(unet):
         home = {layer.weight.untyped_storage().data_ptr() for layer in layers}
         hooks = [layer.register_forward_pre_hook(computes) for layer in layers]
         evaluated(unet)
@@ -76,7 +77,7 @@ def test_two_blocks_at_most_are_on_the_device():
 def test_a_failure_in_the_middle_leaves_all_as_it_was(mode):
     unet = small_unet()
     wanted, placement = evaluated(unet), moving(mode)
-    with placement.working(unet):
+    with placement.on_device(unet):
         pass
     before = addresses(unet)
     broken = list(stream_blocks(unet))[4]
@@ -85,12 +86,12 @@ def test_a_failure_in_the_middle_leaves_all_as_it_was(mode):
         raise RuntimeError("in the middle")
 
     hook = broken.register_forward_hook(fails)
-    with pytest.raises(RuntimeError, match="in the middle"), placement.working(unet):
+    with pytest.raises(RuntimeError, match="in the middle"), placement.on_device(unet):
         evaluated(unet)
     hook.remove()
     assert addresses(unet) == before
     assert not any(layer._forward_pre_hooks or "forward" in vars(layer) for layer in unet.modules())
-    with placement.working(unet):
+    with placement.on_device(unet):
         assert torch.equal(evaluated(unet), wanted)
 
 
@@ -98,7 +99,7 @@ def test_a_failure_in_the_middle_leaves_all_as_it_was(mode):
 def test_loras_move_with_their_layers(mode):
     unet, placement = small_unet(), moving(mode)
     plain = evaluated(unet)
-    with placement.working(unet):
+    with placement.on_device(unet):
         assert torch.equal(evaluated(unet), plain)
     layer = unet.middle_block[0].emb_layers[1]
     down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
@@ -108,13 +109,13 @@ def test_loras_move_with_their_layers(mode):
     assert not torch.equal(wanted, plain)
     home = {branch.down.data_ptr()}
     hook = branch.register_forward_pre_hook(lambda branch, _: used.append(branch.down.data_ptr()))
-    with placement.working(unet):
+    with placement.on_device(unet):
         assert torch.equal(evaluated(unet), wanted)
     hook.remove()
     home.add(branch.down.data_ptr())
     assert len(used) == 1 and not home & set(used)
     detach(unet)
-    with placement.working(unet):
+    with placement.on_device(unet):
         assert torch.equal(evaluated(unet), plain)
 
 
@@ -126,7 +127,7 @@ def test_weights_that_were_cast_meanwhile(mode):
     wider = evaluated(cast(copy.deepcopy(unet), torch.float32))
     for dtype, wanted in ((torch.bfloat16, reduced), (torch.float32, wider), (torch.bfloat16, reduced)):
         cast(unet, dtype)
-        with placement.working(unet):
+        with placement.on_device(unet):
             assert torch.equal(evaluated(unet), wanted)
 
 
@@ -138,7 +139,7 @@ def test_it_is_on_the_device_also_while_it_changes(mode):
     hook = unet.middle_block[1].proj_in.register_forward_hook(
         lambda layer, *_: there.add(layer.weight.data_ptr())
     )
-    with placement.changing(unet), placement.working(unet), placement.working(unet):
+    with placement.exclusive(unet), placement.on_device(unet), placement.on_device(unet):
         evaluated(unet)
     hook.remove()
     assert there and not there & home
@@ -151,7 +152,7 @@ def test_two_threads_take_turns(mode):
     wanted = evaluated(unet)
 
     def work():
-        with moving(mode).working(unet):
+        with moving(mode).on_device(unet):
             found.extend(torch.equal(evaluated(unet), wanted) for _ in range(4))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
@@ -222,6 +223,7 @@ def test_auto_goes_over_to_a_smaller_mode_while_a_video_needs_it(generator, monk
 
     monkeypatch.setattr("modelscope_i2v.memory.count.choose", choose)
     generator.placement = Placement(CPU, "resident", adapts=True, moves=True)
+    generator.placement.manage(generator.networks)
     try:
         frames_of(generator)
         assert generator.placement.mode == "resident"
@@ -239,7 +241,9 @@ def test_modes_on_a_cpu(generator):
     for mode in MODES[1:]:
         placement = Placement(CPU, mode)
         before = addresses(generator.unet)
-        with placement.working(generator.unet):
+        with placement.on_device(generator.unet):
             assert addresses(generator.unet) == before
-    with pytest.raises(InputError, match="memory='tiny' is unknown; it can be auto, resident, offload, mini"):
+    with pytest.raises(
+        InputError, match="memory='tiny' does not work: it must be one of auto, resident, offload, mini"
+    ):
         VideoGenerator.from_directory(model_directory("text-to-video-synthesis"), device="cpu", memory="tiny")

@@ -80,7 +80,7 @@ def test_quantised_weights_move_with_the_rest(mode):
     there = []
     hook = layer.register_forward_hook(lambda *_: there.append(layer.weight.qdata.data_ptr()))
     for _ in range(2):
-        with placement.working(unet):
+        with placement.on_device(unet):
             assert relative_rms(evaluated(unet), wanted) < 1e-6
     hook.remove()
     assert there and not set(there) & set(home)
@@ -113,7 +113,9 @@ def test_a_video_and_what_memory_it_is_counted_with():
     assert 30 < psnr(made, wanted) < 100
     kind = {"autoencoder": plain.autoencoder.config, "clip": plain.clip, "reads_text": True}
     for generator in (plain, small):
-        counted = memory_model.Model(generator.unet.config, **kind, quantization=generator.quantization)
+        counted = memory_model.Model(
+            generator.unet.config, **kind, quantization=generator.runtime.quantization
+        )
         assert memory_model.weight(counted, "unet", torch.float32) == size(generator.unet.parameters())
 
 
@@ -125,7 +127,7 @@ def test_the_peak_is_less_by_what_the_weights_are():
 
 
 def test_what_cannot_be_is_told_before_anything_loads(monkeypatch, tmp_path):
-    with pytest.raises(InputError, match="quantization='int3' is unknown; it can be int8"):
+    with pytest.raises(InputError, match="quantization='int3' does not work: it must be one of int8"):
         VideoGenerator.from_directory(model_directory(TASK), quantization="int3")
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(InputError, match=r"needs the package torchao: pip install modelscope-i2v\[quantiz"):

@@ -159,11 +159,11 @@ def test_what_one_generator_works_with_no_other_moves(generator, first, second, 
     network, there = generator.autoencoder, threading.Event()
 
     def works() -> None:
-        with moving(second).working(network):
+        with moving(second).on_device(network):
             there.set()
 
     thread = threading.Thread(target=works)
-    with moving(first).working(network):
+    with moving(first).on_device(network):
         thread.start()
         assert there.wait(SOON if waits else LATE) != waits
     thread.join(LATE)
@@ -178,20 +178,20 @@ def test_a_network_is_sent_away_when_its_work_is_done(generator):
     )
 
     def holds() -> None:
-        with moving("resident").working(network):
+        with moving("resident").on_device(network):
             events["on"].wait(LATE)
-            with moving("resident").working(network):
+            with moving("resident").on_device(network):
                 events["again"].set()
 
     def comes() -> None:
-        with moving("resident").working(network):
+        with moving("resident").on_device(network):
             events["new"].set()
 
     def sends() -> None:
         send(network, "cpu")
         events["gone"].set()
 
-    with moving("resident").working(network):
+    with moving("resident").on_device(network):
         threads = [threading.Thread(target=work, daemon=True) for work in (holds, sends, comes)]
         for thread in threads:
             thread.start()
@@ -208,21 +208,21 @@ def test_the_mode_changes_between_calls_only(generator, mode):
     placement, working, over = moving(mode), threading.Event(), threading.Event()
 
     def works() -> None:
-        with placement.working(generator.unet):
+        with placement.on_device(generator.unet):
             working.set()
             over.wait(LATE)
 
     thread = threading.Thread(target=works)
     thread.start()
     working.wait(LATE)
-    placement.begin("minimal", [generator.unet])
+    placement.begin("minimal")
     assert placement.mode == mode
     over.set()
     thread.join(LATE)
     placement.end()
     assert placement.mode == mode
     for smaller in ("minimal", "offload"):
-        placement.begin(smaller, [generator.unet])
+        placement.begin(smaller)
         assert placement.mode == "minimal"
     placement.end()
     assert placement.mode == "minimal"

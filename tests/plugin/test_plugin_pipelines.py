@@ -196,7 +196,7 @@ def test_mps_passes_modelscopes_own_check(monkeypatch):
 
 
 def test_an_unknown_device_is_told():
-    with pytest.raises(InputError, match="device='tpu' is unknown"):
+    with pytest.raises(InputError, match="device='tpu' does not work: it must be"):
         pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), device="tpu")
 
 
