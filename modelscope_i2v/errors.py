@@ -16,7 +16,8 @@ _LONG_WORD, _LONG_MESSAGE = 300, 3000
 class VideoError(Exception):
     """Base of all errors that this package raises on purpose.
 
-    Names in files and paths may be anything: in the message, control characters become ``?``, and words and
+    Names in files and paths may be anything: in the message, line breaks become
+    spaces and other control characters ``?``, and words and
     messages beyond all measure are cut in the middle.
     """
 
@@ -25,7 +26,7 @@ class VideoError(Exception):
 
 
 def _readable(text: str) -> str:
-    text = _UNSEEN.sub("?", text)
+    text = _UNSEEN.sub("?", re.sub(r"[\t\r\n]+", " ", text))
     text = re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: _cut(word[0], _LONG_WORD), text)
     return _cut(text, _LONG_MESSAGE)
 
