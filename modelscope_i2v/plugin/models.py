@@ -84,13 +84,13 @@ class VideoModel(Model):
 def present(device: str | torch.device | None) -> str | torch.device | None:
     """A device as :class:`~modelscope_i2v.spec.runtime.Runtime` takes it; None: the best there is.
 
-    ModelScope asks for ``gpu`` where its caller has named no device, so without a GPU that is the best there
-    is, silently; a CUDA device that a caller has named is too, with a warning.
+    ModelScope asks for ``gpu`` (``cuda`` and ``cuda:0`` in places) where its caller has named no device, so
+    without a GPU these are the best there is, silently; another CUDA device is too, with a warning.
     """
     name = str(device).lower()
     if torch.cuda.is_available() or name.partition(":")[0] not in ("gpu", "cuda"):
         return device
-    if name != "gpu":
+    if name not in ("gpu", "gpu:0", "cuda", "cuda:0"):
         best = resolve_device(None)
         warnings.warn(f"device={name!r}: PyTorch finds no CUDA here; {best} is used.", stacklevel=2)
     return None
