@@ -26,7 +26,9 @@ print(modelscope_i2v.__file__, video.shape)
 @pytest.mark.slow
 def test_the_source_archive_makes_a_wheel_that_works(tmp_path: Path) -> None:
     checkout, dist, installed = (tmp_path / name for name in ("checkout", "dist", "installed"))
-    unwanted = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "tests", "benchmarks", "docs")
+    unwanted = shutil.ignore_patterns(
+        ".*", "*.egg-info", "__pycache__", "build", "tests", "benchmarks", "docs"
+    )
     shutil.copytree(ROOT, checkout, ignore=unwanted)
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, checkout]
     subprocess.run(build, check=True, capture_output=True)  # the wheel out of the source archive
