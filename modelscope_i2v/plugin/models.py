@@ -15,9 +15,9 @@ from torch import Tensor
 from ..devices import resolve_device
 from ..engine.generator import VideoGenerator
 from ..engine.jobs import Job
-from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..spec.families import Family
 from ..spec.runtime import split
-from .registration import claim
+from .registration import register_families
 
 
 class MadeVideo(NamedTuple):
@@ -96,29 +96,6 @@ def present(device: str | torch.device | None) -> str | torch.device | None:
     return None
 
 
-@claim(MODELS, IMAGE_TO_VIDEO.task, IMAGE_TO_VIDEO.model_type)
-class ImageToVideoModel(VideoModel):
-    """Animates a picture."""
-
-    family = IMAGE_TO_VIDEO
-
-
-@claim(MODELS, I2VGEN_XL.task, I2VGEN_XL.model_type)
-class I2VGenXLModel(VideoModel):
-    """Animates a picture as a text says."""
-
-    family = I2VGEN_XL
-
-
-@claim(MODELS, VIDEO_TO_VIDEO.task, VIDEO_TO_VIDEO.model_type)
-class VideoToVideoModel(VideoModel):
-    """Makes a video larger and finer, guided by a text."""
-
-    family = VIDEO_TO_VIDEO
-
-
-@claim(MODELS, TEXT_TO_VIDEO.task, TEXT_TO_VIDEO.model_type)
-class TextToVideoModel(VideoModel):
-    """Makes a video of a text."""
-
-    family = TEXT_TO_VIDEO
+globals().update(
+    register_families(MODELS, VideoModel, lambda family: f"A checkpoint that makes {family.makes}.")
+)

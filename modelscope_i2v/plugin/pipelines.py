@@ -22,12 +22,12 @@ from ..engine.cascade import Cascade
 from ..engine.generator import VideoGenerator
 from ..engine.outputs import check_paths, deliver
 from ..errors import InputError
-from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..spec.families import Family
 from ..spec.runtime import NAMES, Runtime, split
 from ..spec.table import unknown
 from .models import MadeVideo, VideoModel, present
 from .preprocessors import VideoPreprocessor
-from .registration import FIELD, claim, preprocessor_type
+from .registration import FIELD, preprocessor_type, register_families
 
 _MODELSCOPE = (
     "auto_collate",
@@ -291,49 +291,15 @@ def _generator(model: Any) -> VideoGenerator:
     return generator
 
 
-@claim(PIPELINES, IMAGE_TO_VIDEO.task, IMAGE_TO_VIDEO.pipeline_type)
-class ImageToVideoPipeline(VideoPipeline):
-    """Animates a picture.
+def _described(family: Family) -> str:
+    source = "cat.mp4" if family.takes_video else "cat.png" if family.reads_image else "A cat."
+    text = ', text="A cat runs over a meadow."' if family.reads_text and source != "A cat." else ""
+    return f"""Makes {family.makes}.
 
-    >>> pipe = pipeline("image-to-video", model="damo/Image-to-Video")
-    >>> pipe("cat.png", output_video="cat.mp4")
-    {'output_video': 'cat.mp4'}
+    >>> pipe = pipeline("{family.task}", model="{family.hub_ids[0]}")
+    >>> pipe("{source}"{text}, output_video="out.mp4")
+    {{'output_video': 'out.mp4'}}
     """
 
-    family = IMAGE_TO_VIDEO
 
-
-@claim(PIPELINES, I2VGEN_XL.task, I2VGEN_XL.pipeline_type)
-class I2VGenXLPipeline(VideoPipeline):
-    """Animates a picture as a text says.
-
-    >>> pipe = pipeline("image-to-video", model="damo/I2VGen-XL")
-    >>> pipe("cat.png", caption="A cat runs over a meadow.", output_video="cat.mp4")
-    {'output_video': 'cat.mp4'}
-    """
-
-    family = I2VGEN_XL
-
-
-@claim(PIPELINES, VIDEO_TO_VIDEO.task, VIDEO_TO_VIDEO.pipeline_type)
-class VideoToVideoPipeline(VideoPipeline):
-    """Makes a video larger and finer, guided by a text.
-
-    >>> pipe = pipeline("video-to-video", model="damo/Video-to-Video")
-    >>> pipe({"video_path": "cat.mp4", "text": "A cat."}, output_video="large.mp4")
-    {'output_video': 'large.mp4'}
-    """
-
-    family = VIDEO_TO_VIDEO
-
-
-@claim(PIPELINES, TEXT_TO_VIDEO.task, TEXT_TO_VIDEO.pipeline_type)
-class TextToVideoPipeline(VideoPipeline):
-    """Makes a video of a text.
-
-    >>> pipe = pipeline("text-to-video-synthesis", model="damo/text-to-video-synthesis")
-    >>> pipe({"text": "A panda eating bamboo on a rock."}, output_video="panda.mp4")
-    {'output_video': 'panda.mp4'}
-    """
-
-    family = TEXT_TO_VIDEO
+globals().update(register_families(PIPELINES, VideoPipeline, _described))

@@ -11,8 +11,8 @@ from modelscope.utils.constant import ModeKeys
 
 from ..checkpoints.directory import ModelDirectory
 from ..engine import requests
-from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from .registration import FIELD, claim, preprocessor_type
+from ..spec.families import Family
+from .registration import register_families
 
 
 class VideoPreprocessor(Preprocessor):
@@ -39,29 +39,10 @@ class VideoPreprocessor(Preprocessor):
         return {"request": requests.read(self.family, *given)}
 
 
-@claim(PREPROCESSORS, FIELD, preprocessor_type(IMAGE_TO_VIDEO))
-class ImageToVideoPreprocessor(VideoPreprocessor):
-    """Reads a picture: a path, URL, PIL image, array (BGR), bytes, or ``{"image": …}``."""
-
-    family = IMAGE_TO_VIDEO
-
-
-@claim(PREPROCESSORS, FIELD, preprocessor_type(I2VGEN_XL))
-class I2VGenXLPreprocessor(VideoPreprocessor):
-    """Reads a picture and a text: ``{"image": …, "text": …}``, or a picture and ``caption=…``."""
-
-    family = I2VGEN_XL
-
-
-@claim(PREPROCESSORS, FIELD, preprocessor_type(VIDEO_TO_VIDEO))
-class VideoToVideoPreprocessor(VideoPreprocessor):
-    """Reads a video and a text: ``{"video_path": …, "text": …}``, or a path alone."""
-
-    family = VIDEO_TO_VIDEO
-
-
-@claim(PREPROCESSORS, FIELD, preprocessor_type(TEXT_TO_VIDEO))
-class TextToVideoPreprocessor(VideoPreprocessor):
-    """Reads a text: ``{"text": …}``, or the text alone."""
-
-    family = TEXT_TO_VIDEO
+globals().update(
+    register_families(
+        PREPROCESSORS,
+        VideoPreprocessor,
+        lambda family: f"Reads the input of a model that makes {family.makes}.",
+    )
+)

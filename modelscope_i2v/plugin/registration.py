@@ -2,7 +2,8 @@
 
 ModelScope builds a class in two steps: it imports the module that its source index names for (registry,
 group, type), then takes what that registry holds under (group, type). :func:`register` points the index
-at the modules of this package, whose classes then register themselves with :func:`claim`.
+at the modules of this package, whose classes then register themselves with
+:func:`register_families`.
 
 Each part of that is done right after ModelScope's own module was imported, or at once where that has
 happened already. So the order of the imports makes no difference, and ModelScope, which takes seconds, is
@@ -11,11 +12,12 @@ not imported for the sake of it. Everything that differs between versions of Mod
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -51,19 +53,29 @@ def register() -> None:
         sys.meta_path.insert(0, _AfterImport())
 
 
-def claim(registry: Any, group: str, name: str) -> Callable[[type], type]:
-    """A class decorator that registers a class of ours in the place of ModelScope's.
+def register_families(registry: Any, base: Any, describe: Callable[[Family], str]) -> dict[str, type]:
+    """Makes a class for each family and registers it in the place of ModelScope's, if that holds it.
 
     A class that a third party has registered there on purpose stays.
+
+    Args:
+        registry: ModelScope's ``MODELS``, ``PIPELINES``, ``PREPROCESSORS`` or ``TRAINERS``.
+        base: the class to derive them from; each gets its ``family``.
+        describe: their docstrings.
+
+    Returns:
+        The classes by their names, such as ``ImageToVideoPipeline``, for the module of ``base``.
     """
-
-    def decorate(ours: type) -> type:
-        held = registry.get(name, group)
+    made = {}
+    for family in _families():
+        name = family.label + registry.name[:-1].capitalize()
+        contents = {"__module__": base.__module__, "__doc__": describe(family), "family": family}
+        made[name] = ours = type(name, (base,), contents)
+        group, key = _place(registry.name.upper(), family)
+        held = registry.get(key, group)
         if held is None or _is_stock(held):
-            registry.register_module(group, name, ours, force=True)
-        return ours
-
-    return decorate
+            registry.register_module(group, key, ours, force=True)
+    return made
 
 
 def preprocessor_type(family: Family) -> str:
@@ -111,17 +123,14 @@ def _tasks() -> dict[str, Family]:
     return TASKS
 
 
-def _keys(registry: str) -> Iterator[tuple[str, str]]:
-    """The places (group, type) that this package fills in one of ModelScope's registries."""
-    for family in _families():
-        if registry == "PIPELINES":
-            yield family.task, family.pipeline_type
-        elif registry == "MODELS":
-            yield family.task, family.model_type
-        elif registry == "TRAINERS":
-            yield TRAINER_GROUP, trainer_type(family)
-        else:
-            yield FIELD, preprocessor_type(family)
+def _place(registry: str, family: Family) -> tuple[str, str]:
+    """A family's place (group, type) in one of ModelScope's registries."""
+    return {
+        "PIPELINES": (family.task, family.pipeline_type),
+        "MODELS": (family.task, family.model_type),
+        "TRAINERS": (TRAINER_GROUP, trainer_type(family)),
+        "PREPROCESSORS": (FIELD, preprocessor_type(family)),
+    }[registry]
 
 
 def _index() -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -139,7 +148,7 @@ def _take_places(builder: ModuleType) -> None:
     kind = builder.__name__.split(".")[1]  # pipelines, models, preprocessors, trainers
     name = kind.upper()
     registry, index = getattr(builder, name), _index()
-    places = set(_keys(name))
+    places = {_place(name, family) for family in _families()}
     file = str(Path(__file__).with_name(f"{kind}.py"))
     for place in places:
         index[(name, *place)] = {"module": f"{_PACKAGE}.{kind}", "filepath": file, "imports": []}
@@ -390,10 +399,41 @@ def _inputs(module: ModuleType) -> None:
     kinds = module.InputType
     for family in _tasks().values():
         if family.takes_video:
-            inputs = {"video_path": kinds.VIDEO, "text": kinds.TEXT}
+            inputs = {"video_path": kinds.VIDEO, "video": kinds.VIDEO, "text": kinds.TEXT}
+        elif family.reads_image:
+            inputs = {"image": kinds.IMAGE, "text": kinds.TEXT}  # the text is for I2VGen-XL alone
         else:
-            inputs = {"image": kinds.IMAGE} if family.reads_image else {"text": kinds.TEXT}
+            inputs = {"text": kinds.TEXT}
         module.TASK_INPUTS.setdefault(family.task, inputs)
+
+
+def _schemas(module: ModuleType) -> None:
+    """Gives ModelScope's server our pipelines' options, which it would look for in a class's source text."""
+
+    def make(known: Callable[[str, str], Any]) -> Any:
+        def get_pipeline_input_parameters(source_file_path: str, class_name: str) -> Any:
+            families = {f"{family.label}Pipeline": family for family in _families()}
+            ours = Path(source_file_path) == Path(__file__).with_name("pipelines.py")
+            if ours and class_name in families:
+                return None, _parameters(families[class_name])
+            return known(source_file_path, class_name)
+
+        return get_pipeline_input_parameters
+
+    _replace(module, "get_pipeline_input_parameters", make)
+
+
+def _parameters(family: Family) -> list[tuple[str, str, bool, Any]]:
+    """Name, type, whether there is a default, and that, of the options that JSON can hold."""
+    from ..spec.options import Options, family_defaults, options_of
+
+    kinds = {field.name: str(field.type).partition(" ")[0] for field in dataclasses.fields(Options)}
+    defaults = family_defaults(family)
+    return [
+        (name, kinds[name], defaults.get(name) is not None, defaults.get(name))
+        for name in options_of(family)
+        if kinds[name] in ("bool", "float", "int", "str")
+    ]
 
 
 def _outputs(module: ModuleType) -> None:
@@ -413,6 +453,7 @@ _ACTIONS: dict[str, Action] = {
     "modelscope.metainfo": _default_models,
     "modelscope.pipeline_inputs": _inputs,
     "modelscope.outputs.outputs": _outputs,
+    "modelscope.utils.input_output": _schemas,
     "modelscope.preprocessors.base": _preprocessor_map,
     "modelscope.pipelines.base": _directories,
     "modelscope.pipelines.builder": _take_builder,

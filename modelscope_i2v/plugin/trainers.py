@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from ..checkpoints.hub import fetch
 from ..data.folder import row_entries
 from ..engine.generator import VideoGenerator
 from ..errors import InputError
-from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
+from ..spec.families import Family
 from ..training.config import SOURCES, TrainConfig, read_values
 from ..training.trainer import Trainer
-from .registration import TRAINER_GROUP, claim, trainer_type
+from .registration import register_families, trainer_type
 
 
 class VideoTrainer(BaseTrainer):
@@ -99,33 +99,6 @@ class VideoTrainer(BaseTrainer):
         return {f"{row.measure}, {row.group}": row.estimate.value for row in report.rows}
 
 
-def _trainer(family: Family) -> Callable[[type], type]:
-    return claim(TRAINERS, TRAINER_GROUP, trainer_type(family))
-
-
-@_trainer(IMAGE_TO_VIDEO)
-class ImageToVideoTrainer(VideoTrainer):
-    """Of models that animate a picture."""
-
-    family = IMAGE_TO_VIDEO
-
-
-@_trainer(I2VGEN_XL)
-class I2VGenXLTrainer(VideoTrainer):
-    """Of models that animate a picture as a text says."""
-
-    family = I2VGEN_XL
-
-
-@_trainer(VIDEO_TO_VIDEO)
-class VideoToVideoTrainer(VideoTrainer):
-    """Of models that make a video larger and finer."""
-
-    family = VIDEO_TO_VIDEO
-
-
-@_trainer(TEXT_TO_VIDEO)
-class TextToVideoTrainer(VideoTrainer):
-    """Of models that make a video of a text."""
-
-    family = TEXT_TO_VIDEO
+globals().update(
+    register_families(TRAINERS, VideoTrainer, lambda family: f"Trains a model that makes {family.makes}.")
+)

@@ -21,6 +21,10 @@ class Family:
     """
 
     name: str
+    label: str
+    """The name within names of classes, such as ``ImageToVideoPipeline``."""
+    makes: str
+    """What its models make, of what."""
     task: str
     """ModelScope's task."""
     model_type: str
@@ -80,6 +84,8 @@ class Family:
 
 IMAGE_TO_VIDEO = Family(
     name="image-to-video",
+    label="ImageToVideo",
+    makes="a video from a picture",
     task="image-to-video",
     model_type="image-to-video-model",
     pipeline_type="image-to-video-task-pipeline",
@@ -100,6 +106,8 @@ IMAGE_TO_VIDEO = Family(
 
 VIDEO_TO_VIDEO = Family(
     name="video-to-video",
+    label="VideoToVideo",
+    makes="a larger, finer video from a video and a text",
     task="video-to-video",
     model_type="video-to-video-model",
     pipeline_type="video-to-video-pipeline",
@@ -135,6 +143,8 @@ VIDEO_TO_VIDEO = Family(
 
 TEXT_TO_VIDEO = Family(
     name="text-to-video-synthesis",
+    label="TextToVideo",
+    makes="a video from a text",
     task="text-to-video-synthesis",
     model_type="latent-text-to-video-synthesis",
     pipeline_type="latent-text-to-video-synthesis",
@@ -156,6 +166,8 @@ TEXT_TO_VIDEO = Family(
 
 I2VGEN_XL = Family(
     name="i2vgen-xl",
+    label="I2VGenXL",
+    makes="a video from a picture and a text",
     task="image-to-video",
     model_type="i2vgen-xl",
     pipeline_type="i2v_gen_xl",

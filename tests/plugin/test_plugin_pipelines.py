@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import dataclasses
 import functools
@@ -419,3 +420,28 @@ def test_the_registry_holds_ours():
         held = PIPELINES.get(family.pipeline_type, family.task)
         assert held.family is family
         assert held.group_key == family.task
+
+
+@pytest.mark.parametrize("family", ALL, ids=NAMES)
+def test_modelscopes_server_can_describe_and_call_it(family, pipes, given):
+    """``/describe`` and ``/call`` of its server, with files as it gets them, in base64."""
+    from modelscope.utils import input_output as server
+
+    info = server.get_pipeline_information_by_pipeline(pipes[family.name])
+    inputs, parameters = (info.schema[part]["properties"] for part in ("input", "parameters"))
+    assert parameters["num_frames"] == {"type": "integer", "default": family.num_frames}
+    assert parameters["seed"] == {"type": "integer"}
+    assert ("text" in inputs) >= family.reads_text and "generator" not in parameters
+    values = given[family.name] if isinstance(given[family.name], dict) else {"image": given[family.name]}
+    for sent in [values, {"video" if key == "video_path" else key: text for key, text in values.items()}]:
+        assert set(sent) <= set(inputs)
+        body = {key: encoded(text) for key, text in sent.items()}
+        made = server.call_pipeline_with_json(
+            info, pipes[family.name], {"input": body, "parameters": {**SMALL, "seed": 7}}
+        )
+        out = server.pipeline_output_to_service_base64_output(info.task_name, made)
+        assert base64.b64decode(out[OutputKeys.OUTPUT_VIDEO])[4:8] == b"ftyp"
+
+
+def encoded(value: str) -> str:
+    return base64.b64encode(Path(value).read_bytes()).decode() if os.path.isfile(value) else value

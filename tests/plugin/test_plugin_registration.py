@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -147,7 +148,8 @@ def test_inputs_outputs_and_default_models_are_known(family):
 def test_the_index_names_our_modules(name):
     importlib.import_module(f"modelscope.{name}.builder")
     index = registration._index()
-    for place in registration._keys(name.upper()):
+    for family in ALL:
+        place = registration._place(name.upper(), family)
         assert index[(name.upper(), *place)]["module"] == f"modelscope_i2v.plugin.{name}"
 
 
@@ -162,6 +164,8 @@ def test_registering_again_changes_nothing():
 
 class Registry:
     """What ModelScope's registry looks like from here."""
+
+    name = "pipelines"
 
     def __init__(self):
         self.held = {}
@@ -197,15 +201,23 @@ PLACE = (ALL[0].task, ALL[0].pipeline_type)
 
 
 def test_ours_replace_stock_but_not_a_third_partys(builder):
-    registry = Registry()
-    registry.register_module(*PLACE, stock())
-    ours = registration.claim(registry, *PLACE)(type("Ours", (), {}))
-    assert registry.get(*reversed(PLACE)) is ours
-
     registry, theirs = Registry(), type("Theirs", (), {"__module__": "their_plugin"})
-    registry.register_module(*PLACE, theirs)
-    registration.claim(registry, *PLACE)(type("Ours", (), {}))
-    assert registry.get(*reversed(PLACE)) is theirs
+    other = (ALL[1].task, ALL[1].pipeline_type)
+    registry.register_module(*PLACE, stock())
+    registry.register_module(*other, theirs)
+    made = registration.register_families(registry, type("Base", (), {}), lambda family: family.makes)
+    assert registry.get(*reversed(PLACE)) is made[f"{ALL[0].label}Pipeline"]
+    assert registry.get(*reversed(other)) is theirs
+
+
+@pytest.mark.parametrize("family", ALL, ids=list(FAMILIES))
+@pytest.mark.parametrize("kind", ["model", "pipeline", "preprocessor", "trainer"])
+def test_each_family_has_classes_of_its_own(family, kind):
+    module = importlib.import_module(f"modelscope_i2v.plugin.{kind}s")
+    cls = getattr(module, f"{family.label}{kind.capitalize()}")
+    assert (cls.__module__, cls.__qualname__) == (module.__name__, f"{family.label}{kind.capitalize()}")
+    assert cls.family is family and family.makes in cls.__doc__
+    assert pickle.loads(pickle.dumps(cls)) is cls
 
 
 def test_stock_stays_out_of_our_places_and_free_elsewhere(builder):
