@@ -79,7 +79,7 @@ def convert(
             folder, with which diffusers' output is not the original's. By default its picture channels are
             doubled (diffusers adds them once, the original twice), and unet/config.json says so.
         force: an existing ``dst`` is replaced.
-        progress: a progress bar; None: on a terminal.
+        progress: see :func:`modelscope_i2v.progress.bar`.
 
     Returns:
         ``dst``.

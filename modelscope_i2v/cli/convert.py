@@ -46,7 +46,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "other videos than the original (default: doubled, which makes up for it)",
     )
     made.add_argument("--force", action="store_true", help="replace a target that exists")
-    made.add_argument("--no-progress", action="store_true", help="show no progress bars")
+    made.add_argument("--no-progress", action="store_true", help="show no progress")
 
 
 def _run(args: argparse.Namespace) -> int:

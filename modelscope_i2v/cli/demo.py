@@ -38,7 +38,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument(
         "--task", choices=[*FAMILIES, _CASCADE], help="make one of the videos only (default: all)"
     )
-    made.add_argument("--no-progress", action="store_true", help="show no progress bars")
+    made.add_argument("--no-progress", action="store_true", help="show no progress")
 
 
 def _run(args: argparse.Namespace) -> int:

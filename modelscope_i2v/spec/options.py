@@ -198,7 +198,7 @@ class Options:
         cli=False,
     )
     progress: bool | None = setting(
-        table.flag, "show progress bars; by default on a terminal only", cli=False
+        table.flag, "show progress; by default bars on a terminal, else lines if it takes long", cli=False
     )
 
     def metadata(self) -> dict[str, Any]:

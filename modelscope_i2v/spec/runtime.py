@@ -86,7 +86,7 @@ class Runtime:
         choices=QUANTIZATION,
     )
     progress: bool | None = setting(
-        table.flag, "show progress; by default bars on a terminal, else a line now and then", negated=True
+        table.flag, "show progress; by default bars on a terminal, else lines if it takes long", negated=True
     )
 
     @classmethod

@@ -8,7 +8,7 @@ from collections import deque
 
 from tqdm import tqdm
 
-from ..progress import bar
+from ..progress import remaining, terminal_bar
 
 _WINDOW = 200
 """Steps whose time tells that of the steps to come; checkpoints and samples among them count too."""
@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, first: int, total: int, show: bool | None = None) -> None:
         self.total, self.step = total, first
-        self.bar: tqdm = bar(total, "Training", show)
+        self.bar: tqdm = terminal_bar(total, "Training", show)
         self.bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
         self.bar.update(first)
         self.lines = self.bar.disable and show is not False
@@ -55,11 +55,3 @@ class Progress:
         times = list(self.times)[1 if len(self.times) > 2 and len(self.times) <= _WINDOW else 0 :]
         pace = (times[-1] - times[0]) / max(len(times) - 1, 1)
         return pace * (self.total - self.step - 1)
-
-
-def remaining(seconds: float) -> str:
-    """``2 h 05 min``, ``5 min`` or ``20 s``."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{max(round(seconds), 0)} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
