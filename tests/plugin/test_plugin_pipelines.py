@@ -309,17 +309,14 @@ def test_other_tasks_directories_are_modelscopes(tmp_path):
         pipeline(IMAGE_TO_VIDEO.task, model=str(theirs))
 
 
-def test_keywords_that_nobody_knows_are_ignored_as_modelscope_does():
-    pipe = pipeline(TEXT_TO_VIDEO.task, model=directory(TEXT_TO_VIDEO), device="cpu", nobody_knows=1)
-    assert pipe.generator.family.name == TEXT_TO_VIDEO.name
-
-
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
         ({"device_map": "auto"}, "device_map is not known"),
         ({"attention": "none"}, "attention"),
-        ({"dtype": "int3"}, "dtype='int3' is unknown"),
+        ({"dtype": "int3"}, "dtype='int3' does not work: it must be fp32, fp16 or bf16"),
+        ({"memroy": "offload"}, "has no option 'memroy'; did you mean 'memory'"),
+        ({"dytpe": "fp16"}, "has no option 'dytpe'; did you mean 'dtype'"),
     ],
 )
 def test_keywords_that_do_not_work_are_told(keywords, message):
