@@ -56,7 +56,7 @@ class VideoModel(Model):
         if generator is None:
             settings, _ = split(kwargs)
             settings["device"] = present(settings.get("device"))
-            generator = VideoGenerator.from_directory(model_dir, self.family.task, **settings)
+            generator = VideoGenerator.from_directory(model_dir, task=self.family.task, **settings)
         self.generator = generator
         self.family = self.generator.family
         # Where the configuration does not say so, ModelScope asks the model which pipeline is its.
