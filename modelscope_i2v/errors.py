@@ -6,6 +6,8 @@ raises as ``type(error)(f"{class name}: {error}")``.
 """
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 """What moves a terminal's cursor, breaks the line or turns its direction, and what is no letter at all."""
@@ -16,10 +18,15 @@ _LONG_WORD, _LONG_MESSAGE = 300, 3000
 class VideoError(Exception):
     """Base of all errors that this package raises on purpose.
 
+    Attributes:
+        finished: of a call for several inputs, the videos that were done before one failed.
+
     Names in files and paths may be anything: in the message, line breaks become
     spaces and other control characters ``?``, and words and
     messages beyond all measure are cut in the middle.
     """
+
+    finished: Sequence[Any] = ()
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(_readable(arg) if isinstance(arg, str) else arg for arg in args))

@@ -25,7 +25,7 @@ from ..memory import count, guard
 from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..spec.options import OF_FIRST, OF_RESULT, Options, options_of
 from ..spec.runtime import Runtime, split
-from . import components, outputs
+from . import components, outputs, requests
 from .generator import VideoGenerator
 
 MODELS = (IMAGE_TO_VIDEO.hub_ids[0], VIDEO_TO_VIDEO.hub_ids[0])
@@ -146,6 +146,8 @@ class Cascade:
             OutOfMemoryError, NumericalError, Cancelled: from either stage. With ``keep_first``, small
                 videos that were done by then have been written.
         """
+        if not inputs:
+            return []
         if self.first is None:
             raise InputError("This cascade was loaded without its first stage; it can only refine.")
         plans = [self._plan(given, options, first_options, refine_options) for given in inputs]
@@ -167,7 +169,7 @@ class Cascade:
                 small.append(outputs.deliver(frames, job.request, job.seed, small_paths[len(small)]))
             given.append(_continued(plan.second, job.number, frames, job.request.fps))
         self._bring(self.second, [self.second.resolve(one, {})[1] for one in given])
-        made = self.second(given, None if output_video is None else paths)
+        made = self.second(given, output_video=None if output_video is None else paths)
         videos = iter(map(Animation, made, small) if keep_first else made)
         grouped = [[next(videos) for _ in range(count)] for count in counts]
         return [group if count > 1 else group[0] for group, count in zip(grouped, counts)]
@@ -197,7 +199,7 @@ class Cascade:
         options |= _stage("refine_options", refine_options)
         given = [_as_video(video) for video in videos]
         self._bring(self.second, [self.second.resolve(one, options)[1] for one in given])
-        return self.second(given, output_video, **options)
+        return self.second(given, output_video=output_video, **options)
 
     def _plan(
         self,
@@ -209,11 +211,12 @@ class Cascade:
         """Parts an input and the options between the stages, and checks them."""
         if not isinstance(given, Mapping):
             given = {"image": given}
-        keys = ("image", "image_path", "text", "caption")
+        keys = ("image", "image_path", *requests.TEXTS)
         inputs = {key: value for key, value in given.items() if key in keys and value is not None}
         beside = {key: value for key, value in given.items() if key not in keys}
         plain = {**beside, **{name: value for name, value in options.items() if value is not None}}
-        text = inputs.pop("text", inputs.pop("caption", ""))
+        texts = [inputs.pop(key) for key in requests.TEXTS if key in inputs]
+        text = texts[0] if texts else ""
         if not isinstance(text, str):
             raise InputError(f"The text is a {type(text).__name__}; it must be a string.")
         one, two = options_of(self.first.family), options_of(self.second.family)
@@ -403,4 +406,4 @@ def _as_video(video: Any) -> dict[str, Any]:
 
 def _told(given: Mapping[str, Any], text: str) -> dict[str, Any]:
     """An input with the call's text, unless it has its own."""
-    return dict(given) if any(given.get(key) for key in ("text", "caption")) else {**given, "text": text}
+    return dict(given) if any(given.get(key) for key in requests.TEXTS) else {**given, "text": text}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from ..adapters import load as adapters
 from ..checkpoints.directory import ModelDirectory
 from ..devices import resolve_device, resolve_dtype
 from ..encoders.clip import ImageEncoder, TextEncoder
-from ..errors import Cancelled, InputError, NumericalError
+from ..errors import Cancelled, InputError, NumericalError, VideoError
 from ..memory import guard
 from ..memory.allocator import kept_memory
 from ..memory.count import Model
+from ..memory.lock import Lock
 from ..memory.placement import Placement
 from ..memory.tiling import tiled_decode, tiled_encode
 from ..networks.autoencoder import AutoencoderKL
@@ -35,6 +36,7 @@ from ..sampling.guidance import denoiser, guided, in_interval
 from ..sampling.noise import NoiseSource, SolverNoise
 from ..sampling.schedules import SCHEDULES
 from ..sampling.solvers import SOLVERS, Denoiser, ddim_inversion, inversion_timesteps
+from ..spec import table
 from ..spec.families import LATENT_SCALE, Family
 from ..spec.network import CLIPConfig
 from ..spec.options import Options, resolve
@@ -90,6 +92,8 @@ class VideoGenerator:
         self.runtime = runtime or Runtime()
         self.placement = placement or Placement(device, "resident")
         self.placement.manage(self.networks)
+        self._adapters = Lock()
+        """Shared by threads that make a video, so that its LoRAs do not change on the way."""
 
     @classmethod
     def from_directory(
@@ -157,31 +161,84 @@ class VideoGenerator:
         """Context of a call of that size; see :class:`~modelscope_i2v.memory.guard.MemoryGuard`."""
         return guard.MemoryGuard(self.placement, self.sizes, options, self.dtype, frames, videos)
 
-    def __call__(self, inputs: list[Any], output_video: Any = None, **options: Any) -> list[Any]:
-        """Makes a video, or ``num_videos`` of them, of each input.
+    def __call__(self, inputs: Any = None, *path: Any, output_video: Any = None, **options: Any) -> Any:
+        """Makes a video, or ``num_videos`` of them, of an input or of each in a list.
 
         Args:
-            inputs: pictures, videos, texts or dicts, as the task takes them.
+            inputs: a picture, video, text or dict, as the task takes it, or a list of those. Frames and
+                pictures as arrays: see :func:`modelscope_i2v.media.images.load_image`.
+            path: ``output_video`` as second argument, if it has a video's suffix.
             output_video: a path, one for each video, or None for the videos themselves.
-            options: see :class:`modelscope_i2v.spec.options.Options`. Inputs share a batch of
+            options: see :class:`modelscope_i2v.spec.options.Options`. ``prompt`` is the text; ``prompt``,
+                ``negative_prompt`` and ``seed`` may be lists, one for each video. Inputs share a batch of
                 ``batch_size`` where their options and frame counts are equal.
 
         Returns:
-            For each input its video as ``output_type`` says, a list of them if ``num_videos`` > 1.
+            The video as ``output_type`` says, a list of them if ``num_videos`` > 1; for a list of inputs or
+            prompts a list of these.
 
         Raises:
             InputError, OutputError: before any video is made, where that can be known.
-            OutOfMemoryError, NumericalError, Cancelled: from :meth:`denoise` and :meth:`decode`.
+            OutOfMemoryError, NumericalError, Cancelled: from :meth:`denoise` and :meth:`decode`. Of an error
+                in a list, ``finished`` has the videos that were done by then.
         """
-        plans = [self.resolve(given, options) for given in inputs]
+        output_video = outputs.output_argument(path, output_video)
+        spread = requests.spread(inputs, options)
+        plans = [self.resolve(given, own) for given, own in spread]
+        for plan in plans if len(plans) > 1 else ():
+            requests.check(self.family, *plan)
         kinds = [plan.output_type for _, plan in plans for _ in range(plan.num_videos)]
         paths = iter(outputs.check_paths(output_video, kinds))
-        videos: list[list[Any]] = []
-        for job, frames in self.make(plans):
-            if job.number == 0:
-                videos.append([])
-            videos[-1].append(outputs.deliver(frames, job.request, job.seed, next(paths)))
-        return [made if plan.num_videos > 1 else made[0] for made, (_, plan) in zip(videos, plans)]
+        videos: list[list[Any]] = [[] for _ in plans]
+        try:
+            counts = iter(number for number, (_, plan) in enumerate(plans) for _ in range(plan.num_videos))
+            for job, frames in self.make(plans):
+                made = outputs.deliver(frames, job.request, job.seed, next(paths))
+                videos[next(counts)].append(made)
+        except VideoError as error:
+            if len(plans) > 1:
+                done = [len(some) == plan.num_videos for some, (_, plan) in zip(videos, plans)]
+                error.finished = [made for some in videos for made in some]
+                error.args = (
+                    f"Input {done.index(False) + 1} of {len(plans)} failed (videos done before: "
+                    f"{len(error.finished)}). {error}",
+                )
+            raise
+        results = [made if plan.num_videos > 1 else made[0] for made, (_, plan) in zip(videos, plans)]
+        return results if spread.several else results[0]
+
+    def decode_latents(self, latents: Tensor, output_video: Any = None, **options: Any) -> Any:
+        """Makes a video of latents that a call with ``output_type="latent"`` has returned.
+
+        Args:
+            latents: [4, f, h, w], or [b, 4, f, h, w] for several videos.
+            output_video: a path, one for each video, or None for the videos themselves.
+            options: those of a call that apply: ``output_type``, ``fps``, ``crf``, ``decode_chunk_size``,
+                ``tile_size``, ``progress``.
+
+        Returns:
+            The video as ``output_type`` says; for several a list.
+
+        Raises:
+            InputError: for latents of another shape, or an option that does not work.
+            OutOfMemoryError, NumericalError: from :meth:`decode`.
+        """
+        given = table.checked(Options, "latents", latents)
+        channels, (frames, height, width) = given.shape[-4], given.shape[-3:]
+        if channels != self.autoencoder.config.embed_dim:
+            raise InputError(
+                f"latents has the shape {list(given.shape)}; it must be [4, frames, height, width]."
+            )
+        factor = self.autoencoder.config.factor
+        size = {"height": factor * height, "width": factor * width, "num_frames": frames}
+        resolved = resolve(self.family, {**options, **size})
+        request = requests.Request(resolved, fps=resolved.fps or self.family.fps)
+        videos = given if given.ndim == 5 else given[None]
+        paths = outputs.check_paths(output_video, [resolved.output_type] * len(videos))
+        made = []
+        for one, path in zip(videos, paths):
+            made.append(outputs.deliver(self.decode(one, resolved), request, None, path))
+        return made if given.ndim == 5 else made[0]
 
     def make(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[tuple[Job, Tensor]]:
         """The videos of inputs that :meth:`resolve` took apart, one by one, as :meth:`finish` has them."""
@@ -208,15 +265,18 @@ class VideoGenerator:
 
         Returns its name: ``name``, or that of the file or directory. Raises InputError, CheckpointError.
         """
-        return adapters.load_lora(self.unet, path, scale, name, family=self.family.name)
+        with self._adapters.acquire(exclusive=True):
+            return adapters.load_lora(self.unet, path, scale, name, family=self.family.name)
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA away, or all; videos are then as before. Raises InputError for an unknown name."""
-        adapters.unload_lora(self.unet, name)
+        with self._adapters.acquire(exclusive=True):
+            adapters.unload_lora(self.unet, name)
 
     def scale_lora(self, name: str, scale: float) -> None:
         """Changes the strength of a LoRA that is loaded. Raises InputError."""
-        adapters.scale_lora(self.unet, name, scale)
+        with self._adapters.acquire(exclusive=True):
+            adapters.scale_lora(self.unet, name, scale)
 
     @property
     def loras(self) -> dict[str, float]:
@@ -225,10 +285,13 @@ class VideoGenerator:
 
     @torch.inference_mode()
     def generate(self, batch: list[Job]) -> Tensor:
-        """Latents of one batch of alike jobs: [b, 4, f, height / 8, width / 8], fp32."""
+        """Latents of one batch of alike jobs: [b, 4, f, height / 8, width / 8], fp32.
+
+        They are inference tensors; :meth:`finish` returns ordinary ones.
+        """
         request = batch[0].request
         memory = self.memory_guard(request.options, request.num_frames, len(batch))
-        with memory, kept_memory(self.device):
+        with self._adapters.acquire(), memory, kept_memory(self.device):
             positive, negative = self.condition(batch)
             start = self.start(batch, negative)
             latents = self.denoise(start, positive, negative, batch)
@@ -324,7 +387,7 @@ class VideoGenerator:
         reach = self.family.start_timestep(options.strength) + 1
         timesteps = inversion_timesteps(min(options.num_inference_steps, reach), reach)
 
-        def run() -> Tensor:
+        def run(options: Options) -> Tensor:
             denoise = denoiser(self.unet.conditioned(**negative), schedule, self.family.prediction)
             latents = video
             with bar(len(timesteps), "Inverting", options.progress) as inverting:
@@ -332,7 +395,8 @@ class VideoGenerator:
                     inverting.update()
             return latents
 
-        return self._finite("inverting", self.unet, run)
+        size = options, video.shape[2], len(video)
+        return self._finite("inverting", self.unet, run, size)
 
     def _given(self, job: Job, noise: Tensor) -> Tensor:
         """The caller's ``latents`` in place of ``noise`` [4, f, h, w], where they were given."""
@@ -358,17 +422,16 @@ class VideoGenerator:
         factor = self.autoencoder.config.factor
         shape = (1, self.autoencoder.config.embed_dim, frames.shape[2] // factor, frames.shape[3] // factor)
         noise = torch.cat([source.normal(shape) for _ in frames]).to(self.device)
-        options = self.placement.options(options)
-        size = options.decode_chunk_size
 
-        def encoded() -> Tensor:
-            latents = []
+        def encoded(options: Options) -> Tensor:
+            latents, size = [], options.decode_chunk_size
             for part, fresh in zip(frames.split(size), noise.split(size)):
                 posterior = tiled_encode(self.autoencoder, part.to(self.device), options.tile_size)
                 latents.append(LATENT_SCALE * posterior.sample(fresh))
             return torch.cat(latents)
 
-        return self._finite("encoding", self.autoencoder, encoded).transpose(0, 1)
+        size = options, len(frames), 1
+        return self._finite("encoding", self.autoencoder, encoded, size).transpose(0, 1)
 
     @torch.inference_mode()
     def denoise(self, start: Tensor, positive: Conditions, negative: Conditions, batch: list[Job]) -> Tensor:
@@ -378,7 +441,7 @@ class VideoGenerator:
             Cancelled: the callback returned False.
             NumericalError: NaN or infinity, in fp32 too.
         """
-        options = self.placement.options(batch[0].request.options)
+        options = batch[0].request.options
         solver, speed = SOLVERS[options.scheduler], SPEEDS[options.speed]
         if options.first_frame == "anchor":
             picture = positive.get("picture")  # only I2VGen-XL's network has it already
@@ -388,7 +451,7 @@ class VideoGenerator:
         noisiest = self.family.start_timestep(options.strength if self.family.takes_video else 1.0)
         total = min(options.num_inference_steps, noisiest + 1)
 
-        def with_guidance(scale: float) -> Denoiser:
+        def with_guidance(scale: float, options: Options) -> Denoiser:
             predict = guided(
                 functools.partial(self.unet.conditioned, loop=options.loop),
                 positive,
@@ -399,12 +462,15 @@ class VideoGenerator:
             )
             return denoiser(predict, self.schedule, self.family.prediction)
 
-        def run() -> Tensor:
+        reported = 0  # a repetition does not report the same steps again
+
+        def run(options: Options) -> Tensor:
+            nonlocal reported
             latents = start
             steps = solver(
                 in_interval(
-                    lambda: with_guidance(options.guidance_scale),
-                    lambda: with_guidance(1.0),
+                    lambda: with_guidance(options.guidance_scale, options),
+                    lambda: with_guidance(1.0, options),
                     self.schedule,
                     speed.guidance_interval,
                 ),
@@ -418,33 +484,56 @@ class VideoGenerator:
             with bar(total, "Denoising", options.progress) as denoising:
                 for step, latents in enumerate(steps, start=1):
                     denoising.update()
-                    if options.callback is not None and options.callback(step, total, latents) is False:
+                    if options.callback is None or step <= reported:
+                        continue
+                    if not _is_finite(latents):
+                        return latents
+                    reported = step
+                    answer = options.callback(step, total, latents)
+                    if answer is not None and not isinstance(answer, Tensor) and answer == False:  # noqa: E712
                         raise Cancelled(f"Stopped by the callback after step {step} of {total}.")
             return latents
 
-        return self._finite("denoising", self.unet, run)
+        size = options, batch[0].request.num_frames, len(batch)
+        return self._finite("denoising", self.unet, run, size, [job.source for job in batch])
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, options: Options) -> Tensor:
         """Scaled latents [4, f, h, w] as frames [f, 3, h·8, w·8], about -1..1, fp32 on the CPU."""
         with self.memory_guard(options, latents.shape[1]), kept_memory(self.device):
-            options = self.placement.options(options)
-            parts = (latents.transpose(0, 1).to(self.device) / LATENT_SCALE).split(options.decode_chunk_size)
+            scaled = latents.transpose(0, 1).to(self.device) / LATENT_SCALE
 
-            def decoded() -> Tensor:
-                frames = []
+            def decoded(options: Options) -> Tensor:
+                frames, parts = [], scaled.split(options.decode_chunk_size)
                 with bar(latents.shape[1], "Decoding", options.progress, "frame") as decoding:
                     for part in parts:
                         frames.append(tiled_decode(self.autoencoder, part, options.tile_size).cpu())
                         decoding.update(len(part))
                 return torch.cat(frames)
 
-            return self._finite("decoding", self.autoencoder, decoded)
+            return self._finite("decoding", self.autoencoder, decoded, (options, latents.shape[1], 1))
 
-    def _finite(self, what: str, network: torch.nn.Module, compute: Callable[[], Tensor]) -> Tensor:
-        """``compute()``, once more with ``network`` in fp32 if it has NaN or infinity."""
+    def _finite(
+        self,
+        what: str,
+        network: nn.Module,
+        compute: Callable[[Options], Tensor],
+        size: tuple[Options, int, int],
+        sources: Sequence[NoiseSource] = (),
+    ) -> Tensor:
+        """``compute`` of a call's options; once more with ``network`` in fp32 if it has NaN or infinity.
+
+        The repetition draws the same noise. Its weights take twice the memory, so the memory guard may give
+        it a smaller mode.
+
+        Args:
+            size: the options, frames of a video, and videos at once.
+            sources: random numbers that ``compute`` draws.
+        """
+        options = size[0]
+        states = [source.state() for source in sources]
         with self.placement.on_device(network):
-            result = compute()
+            result = compute(self.placement.options(options))
         if _is_finite(result):
             return result
         if self.dtype != torch.float32:
@@ -452,11 +541,16 @@ class VideoGenerator:
                 f"{what.capitalize()} in {self.dtype} gave NaN or infinity; it is done again in fp32.",
                 stacklevel=2,
             )
-            with self.placement.exclusive(network):
+            del result
+            for source, state in zip(sources, states):
+                source.restore(state)
+            wide = torch.float32
+            memory = guard.MemoryGuard(self.placement, self.sizes, options, wide, *size[1:], adapt=True)
+            with memory, self.placement.exclusive(network):
                 try:
-                    cast(network, torch.float32)
+                    cast(network, wide)
                     with self.placement.on_device(network):
-                        result = compute()
+                        result = compute(self.placement.options(options))
                 finally:
                     cast(network, self.dtype)
             if _is_finite(result):
@@ -469,7 +563,8 @@ class VideoGenerator:
     def finish(self, job: Job, latents: Tensor) -> Tensor:
         """A video's frames [f, 3, height, width], about -1..1; its latents where those were asked for."""
         if job.request.options.output_type == "latent":
-            return latents
+            with torch.inference_mode(False):
+                return latents.clone()
         return outputs.blacken(self.decode(latents, job.request.options), job.request.content)
 
 

@@ -11,9 +11,31 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..media.transforms import tensor_to_uint8
-from ..media.write import check_output, encode_video, write_video
+from ..media.write import SUFFIXES, check_output, encode_video, write_video
+from ..spec.table import shortened
 from ..version import __version__
 from .requests import Request
+
+
+def output_argument(path: tuple[Any, ...], output_video: Any) -> Any:
+    """``output_video`` of a call, which may also stand as its second argument.
+
+    Raises:
+        InputError: for a second argument that is no path with a video's suffix (a text, most likely), or
+            beside the keyword.
+    """
+    if not path:
+        return output_video
+    if len(path) > 1 or output_video is not None:
+        raise InputError("A call takes one input and one output_video; give the others by their keywords.")
+    (given,) = path
+    for one in given if isinstance(given, (list, tuple)) else [given]:
+        if one is not None and Path(str(one)).suffix.lower() not in SUFFIXES:
+            raise InputError(
+                f"The second argument {shortened(one)} has no suffix of a video: a text is given by "
+                "caption=…, a path by output_video=… (a folder of PNGs needs that keyword)."
+            )
+    return given
 
 
 def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]:

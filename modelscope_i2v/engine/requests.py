@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,15 @@ from ..spec.families import Family
 from ..spec.options import Options
 
 logger = logging.getLogger(__name__)
+
+
+TEXTS = ("text", "caption", "prompt")
+"""Names of the text that leads a video."""
+
+PER_VIDEO = (*TEXTS, "negative_prompt", "seed")
+"""Keywords of a call that may be lists, one value a video."""
+
+_FILES = ("image", "image_path", "video_path", "video")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +67,59 @@ class Request:
 
 def input_keys(family: Family) -> tuple[str, ...]:
     """The keys of an input dict that are no options; the first is what a bare input means."""
-    texts = ("text", "caption") if family.reads_image and family.reads_text else ("text",)
+    texts = TEXTS if family.reads_text else ()
     if family.takes_video:
         return "video_path", "video", "frames", *texts
-    if family.reads_image:
-        return "image", "image_path", *(texts if family.reads_text else ())
-    return texts
+    return (*(("image", "image_path") if family.reads_image else ()), *texts)
+
+
+class Spread(list[tuple[Any, dict[str, Any]]]):
+    """The inputs of a call, each with its options.
+
+    Attributes:
+        several: whether the caller gave a list, and gets one.
+    """
+
+    def __init__(self, items: Iterable[tuple[Any, dict[str, Any]]], several: bool) -> None:
+        super().__init__(items)
+        self.several = several
+
+
+def spread(inputs: Any, options: Mapping[str, Any]) -> Spread:
+    """One input or a list, with options of which some may be lists, one value a video, as in diffusers.
+
+    Raises InputError for lists of unequal length.
+    """
+    lists = {name: options[name] for name in PER_VIDEO if isinstance(options.get(name), (list, tuple))}
+    lengths = {name: len(values) for name, values in lists.items()}
+    if isinstance(inputs, list):
+        lengths["the input"] = len(inputs)
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise InputError(f"Lists must be equally long, one entry a video: {said}.")
+    if not lengths:
+        return Spread([(inputs, dict(options))], several=False)
+    count = next(iter(lengths.values()))
+    given = inputs if isinstance(inputs, list) else [inputs] * count
+    owns = [{**options, **{name: values[i] for name, values in lists.items()}} for i in range(count)]
+    return Spread(zip(given, owns), several=True)
+
+
+def check(family: Family, inputs: Mapping[str, Any], options: Options) -> None:
+    """Opens an input before the first video of several is made, so that a missing one costs nothing.
+
+    What is read from the network or a stream, which cannot be read twice, is left to :func:`read`.
+
+    Raises:
+        InputError: as :func:`read`.
+    """
+    source = next((inputs[key] for key in _FILES if key in inputs), None)
+    if not isinstance(source, (str, os.PathLike)) or str(source).lower().startswith(("http:", "https:")):
+        return
+    if family.takes_video:
+        read_video(source, max_frames=1, max_pixels=options.max_pixels)
+    else:
+        load_image(source, max_pixels=options.max_pixels)
 
 
 def resolve(
@@ -82,15 +139,31 @@ def resolve(
         InputError: for an option that is unknown or out of range.
     """
     keys = input_keys(family)
-    if not isinstance(given, Mapping):
+    if given is None:
+        given = {}
+    elif not isinstance(given, Mapping):
         given = {keys[0]: given}
     inputs = {key: value for key, value in given.items() if key in keys and value is not None}
-    texts = [key for key in options if key in ("text", "caption") and key in keys[1:]]
-    inputs |= {key: options[key] for key in texts if options[key] is not None}
-    options = {key: value for key, value in options.items() if key not in texts}
-    beside = {key: value for key, value in given.items() if key not in keys}
-    stated = {key: value for key, value in options.items() if value is not None or key not in beside}
-    return inputs, option_table.resolve(family, {**beside, **stated}, checkpoint, keys)
+    of_call = {key: options[key] for key in TEXTS if key in keys and options.get(key) is not None}
+    text, stated = _one_text(of_call, "the call"), _one_text(inputs, "the input")
+    inputs = {key: value for key, value in inputs.items() if key not in TEXTS}
+    if text is not None and stated not in (None, text):
+        logger.warning("The input's text and the call's differ; the call's is used.")
+    if text is not None or stated is not None:
+        inputs["text"] = stated if text is None else text
+    options = {key: value for key, value in options.items() if key not in keys or key not in TEXTS}
+    others = {key: value for key, value in given.items() if key not in keys}
+    stated_options = {key: value for key, value in options.items() if value is not None or key not in others}
+    return inputs, option_table.resolve(family, {**others, **stated_options}, checkpoint, keys)
+
+
+def _one_text(values: Mapping[str, Any], where: str) -> Any:
+    """The text among values that may have it under any of :data:`TEXTS`; None if there is none."""
+    found = {key: values[key] for key in TEXTS if key in values}
+    texts = list(found.values())
+    if any(text != texts[0] for text in texts):
+        raise InputError(f"{' and '.join(found)} of {where} mean the same and differ; give one of them.")
+    return texts[0] if texts else None
 
 
 def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Request:
@@ -99,7 +172,7 @@ def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Request
     Raises:
         InputError: for an input that is missing or cannot be read.
     """
-    text = inputs.get("text", inputs.get("caption", ""))
+    text = inputs.get("text", "")
     if not isinstance(text, str):
         raise InputError(f"The text is a {type(text).__name__}; it must be a string.")
     if family.reads_text:

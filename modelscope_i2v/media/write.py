@@ -423,3 +423,6 @@ _WRITERS: dict[str, Callable[[_Job, Path], None]] = {
     ".gif": _write_gif,
     ".webp": _write_webp,
 }
+
+SUFFIXES = tuple(_WRITERS)
+"""Suffixes of the files that can be written; a path without one is a folder of PNGs."""

@@ -35,6 +35,7 @@ class MemoryGuard(out_of_memory_told):
         dtype: the U-Net's number type during the call.
         frames: of each video.
         videos: how many are made at once.
+        adapt: take a smaller mode where memory requires it, also in a placement whose mode is fixed.
 
     Raises:
         OutOfMemoryError: on leaving it, for an out-of-memory error within.
@@ -48,7 +49,10 @@ class MemoryGuard(out_of_memory_told):
         dtype: torch.dtype,
         frames: int,
         videos: int = 1,
+        *,
+        adapt: bool = False,
     ) -> None:
+        self.adapt = adapt or placement.adapts
         self.placement, self.model, self.dtype = placement, model, dtype
         self.options = dataclasses.replace(options, num_frames=frames, batch_size=videos)
         super().__init__(self._advice if placement.device.type == "cuda" else None)
@@ -56,7 +60,7 @@ class MemoryGuard(out_of_memory_told):
     def __enter__(self) -> None:
         placement = self.placement
         mode = placement.mode
-        if placement.adapts:
+        if self.adapt:
             there = placement.bytes_on_device()
             mode = count.choose(self.model, self.options, self.dtype, placement.device, there)
         placement.begin(mode)

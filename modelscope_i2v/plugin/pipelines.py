@@ -18,9 +18,10 @@ from modelscope.utils.constant import Frameworks, Invoke
 
 from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
+from ..engine import requests
 from ..engine.cascade import Cascade
 from ..engine.generator import VideoGenerator
-from ..engine.outputs import check_paths, deliver
+from ..engine.outputs import check_paths, deliver, output_argument
 from ..errors import InputError
 from ..spec.families import Family
 from ..spec.runtime import NAMES, Runtime, split
@@ -197,11 +198,12 @@ class VideoPipeline(Pipeline):
         having = [generator for generator in stages if name is None or name in generator.loras]
         return having or stages[:1]  # which says that it has none of that name
 
-    def __call__(self, input: Any, output_video: Any = None, **options: Any) -> Any:
+    def __call__(self, input: Any = None, *path: Any, output_video: Any = None, **options: Any) -> Any:
         """Makes the video of an input, or of each in a list or an MsDataset.
 
         Args:
-            input: what the task takes, bare or a dict with options beside it.
+            input: what the task takes, bare or a dict that may also hold options.
+            path: ``output_video`` as second argument, if it has a video's suffix.
             output_video: a path; for a list of inputs a list of paths, or one that gets numbered.
             options: see :class:`modelscope_i2v.spec.options.Options`; of a cascade, see
                 :func:`modelscope_i2v.engine.cascade.animate`.
@@ -215,23 +217,29 @@ class VideoPipeline(Pipeline):
             InputError, OutputError: before any video is made, where that can be known.
             OutOfMemoryError, NumericalError, Cancelled: while it is made.
         """
+        output_video = output_argument(path, output_video)
         if isinstance(input, MsDataset):
             return self._one_by_one(input, output_video, options)
-        inputs = input if isinstance(input, list) else [input]
         if self.cascade is not None:
-            made = self._both_stages(inputs, output_video, options)
-        elif self._has_steps_of_its_own():
-            paths = check_paths(output_video, ["mp4"] * len(inputs))
-            run = super().__call__
-            options.pop("batch_size", None)
-            made = [run(one, output_video=path, **options) for one, path in zip(inputs, paths)]
+            several = isinstance(input, list)
+            made = self._both_stages(input if several else [input], output_video, options)
         else:
-            videos = self.generator(inputs, output_video, **options)
-            made = [{OutputKeys.OUTPUT_VIDEO: video} for video in videos]
-        return made if isinstance(input, list) else made[0]
+            spread = requests.spread(input, options)
+            several = spread.several
+            if self._has_steps_of_its_own():
+                paths = check_paths(output_video, ["mp4"] * len(spread))
+                run = super().__call__
+                made = [
+                    run(one, output_video=path, **{key: own[key] for key in own if key != "batch_size"})
+                    for (one, own), path in zip(spread, paths)
+                ]
+            else:
+                videos = self.generator(input, output_video=output_video, **options)
+                made = [{OutputKeys.OUTPUT_VIDEO: video} for video in (videos if several else [videos])]
+        return made if several else made[0]
 
     def _both_stages(self, inputs: list[Any], output_video: Any, options: dict[str, Any]) -> list[Any]:
-        said = {key: options.pop(key) for key in ("text", "caption") if key in options}
+        said = {key: options.pop(key) for key in requests.TEXTS if key in options}
         given = [{**said, **(one if isinstance(one, Mapping) else {"image": one})} for one in inputs]
         videos = self.cascade(given, output_video, **options)
         if not options.get("keep_first"):

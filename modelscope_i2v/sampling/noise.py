@@ -21,6 +21,14 @@ class NoiseSource:
         self.generator = torch.Generator().manual_seed(seed) if seed is not None else generator
         self.device = "cpu" if self.generator is None else self.generator.device
 
+    def state(self) -> Tensor:
+        """The state of the generator, for :meth:`restore`."""
+        return (self.generator or torch.default_generator).get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Has the generator draw again what it drew after :meth:`state`."""
+        (self.generator or torch.default_generator).set_state(state)
+
     def normal(self, shape: Sequence[int], original_device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers of that shape, fp32, on the CPU.
 

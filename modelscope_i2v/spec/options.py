@@ -254,6 +254,11 @@ def resolve(
     options = Options(**{name: check(name, value) for name, value in values.items()})
     if options.seed is not None and options.generator is not None:
         raise InputError("seed and generator both say where the noise comes from; give one of them.")
+    if options.latents is not None and options.inversion == "ddim":
+        raise InputError(
+            "latents is the noise to start from, and inversion='ddim' makes its own from the input video; "
+            "give one of them."
+        )
     if options.latents is not None and options.latents.ndim == 5:
         count = len(options.latents)
         if count not in (1, options.num_videos):
