@@ -1,42 +1,53 @@
-"""What a training run is told: a JSON file, checked key by key. Nothing here imports torch."""
+"""The training configuration: a JSON file, checked key by key. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import json
-import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import InputError
+from ..files import read_json
 
 Check = Callable[[Any], Any]
-"""Returns the value, perhaps converted, or raises ValueError with what it must be."""
+"""Returns the value, converted where needed, or raises ValueError with what the value must be."""
 
 MODES = ("scratch", "full", "lora")
 
 SOURCES = ("cache", "folder", "captions", "msdataset", "namespace", "subset_name", "split")
 """Keys of ``data`` that say where clips come from; the others say how they are read."""
 
+_PATHS = ("output", "initial_weights", "cache")
+"""Keys whose values are paths; so are these of ``data``:"""
+_DATA_PATHS = ("cache", "folder", "captions")
 
-def _whole(low: int) -> Check:
+_DEEPEST = 20
+"""Levels of lists and objects in a value that is handed on as it is."""
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+"""Bytes, as Linux has them."""
+_SHOWN = 200
+"""Letters of a wrong value that a message shows."""
+
+
+def _whole(low: int, high: int = 10**9) -> Check:
     def check(value: Any) -> int:
-        if type(value) is not int or value < low:
-            raise ValueError(f"a whole number from {low} up")
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high:,}")
         return value
 
     return check
 
 
-def _number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Check:
+def _number(low: float = 0.0, high: float = 1e9, above: bool = False) -> Check:
     def check(value: Any) -> float:
-        inside = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+        inside = type(value) in (int, float) and low <= value <= high  # NaN is not
         if not inside or (above and value == low):
-            bound = f"above {low:g}" if above else f"from {low:g}"
-            raise ValueError(f"a number {bound}" + ("" if math.isinf(high) else f" to {high:g}"))
+            raise ValueError(f"a number {'above' if above else 'from'} {low:g} to {high:g}")
         return float(value)
 
     return check
@@ -44,7 +55,7 @@ def _number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Ch
 
 def _choice(*names: str) -> Check:
     def check(value: Any) -> str:
-        if value not in names:
+        if type(value) is not str or value not in names:
             raise ValueError(" or ".join(map(repr, names)))
         return value
 
@@ -54,12 +65,26 @@ def _choice(*names: str) -> Check:
 def _text(value: Any) -> str:
     if type(value) is not str:
         raise ValueError("a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text of valid Unicode") from None
     return value
 
 
 def _path(value: Any) -> str:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError("a path")
+    try:
+        written = os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError("a path of valid Unicode") from None
+    if b"\0" in written:
+        raise ValueError("a path without null characters")
+    if len(written) > _LONGEST_PATH or max(map(len, written.split(os.fsencode(os.sep)))) > _LONGEST_NAME:
+        raise ValueError(
+            f"a path of at most {_LONGEST_PATH:,} bytes, each name in it of at most {_LONGEST_NAME}"
+        )
     return str(value)
 
 
@@ -81,16 +106,16 @@ def _or_none(check: Check) -> Check:
 
 def _betas(value: Any) -> tuple[float, float]:
     try:
-        first, second = (_number(0, 1)(item) for item in value)
+        first, second = (_number(0, 0.999999)(item) for item in value)
     except (TypeError, ValueError):
-        raise ValueError("two numbers from 0 to 1, such as [0.9, 0.99]") from None
+        raise ValueError("two numbers from 0 up, below 1, such as [0.9, 0.99]") from None
     return first, second
 
 
 def _timesteps(value: Any) -> Any:
     if isinstance(value, Mapping) and set(value) == {"power"}:
-        return {"power": _number(0, above=True)(value["power"])}
-    if value not in ("uniform", "stratified"):
+        return {"power": _number(0, 1000, above=True)(value["power"])}
+    if type(value) is not str or value not in ("uniform", "stratified"):
         raise ValueError("'uniform', 'stratified' or {\"power\": a number above 0}")
     return value
 
@@ -98,7 +123,7 @@ def _timesteps(value: Any) -> Any:
 def _weighting(value: Any) -> Any:
     if isinstance(value, Mapping) and set(value) == {"min_snr"}:
         return {"min_snr": _number(0, above=True)(value["min_snr"])}
-    if value not in ("none", "v"):
+    if type(value) is not str or value not in ("none", "v"):
         raise ValueError("'none', 'v' or {\"min_snr\": a number above 0}")
     return value
 
@@ -111,7 +136,7 @@ def _object(required: tuple[tuple[str, ...], ...], known: Mapping[str, Check]) -
             raise ValueError(f"an object with keys of {', '.join(known)}")
         for key in value:
             if key not in known:
-                raise ValueError(f"an object whose keys are of {', '.join(known)}, without {key!r}")
+                raise ValueError(f"an object whose keys are of {', '.join(known)}, without {_shown(key)}")
         for group in required:
             if sum(key in value for key in group) != 1:
                 raise ValueError(f"an object with one of the keys {', '.join(group)}")
@@ -126,37 +151,44 @@ def _object(required: tuple[tuple[str, ...], ...], known: Mapping[str, Check]) -
     return check
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON has it; paths become texts."""
-
-    def text(other: Any) -> str:
-        if isinstance(other, Path):
-            return str(other)
-        raise TypeError(type(other).__name__)
-
-    try:
-        return json.loads(json.dumps(value, default=text))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"made of what JSON can hold, and of paths ({error} is not)") from None
+    if depth > _DEEPEST:
+        raise ValueError(f"nested at most {_DEEPEST} levels deep")
+    if value is None or type(value) is bool:
+        return value
+    if isinstance(value, Path):
+        return _path(value)
+    if isinstance(value, str):
+        return _text(value)
+    if type(value) in (int, float):
+        if not -(2**63) <= value < 2**63:  # NaN is not
+            raise ValueError("made of finite numbers below 2⁶³")
+        return value
+    if isinstance(value, Mapping):
+        return {_text(key): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    raise ValueError(f"made of what JSON can hold, and of paths; {type(value).__name__} is neither")
 
 
 def _settings(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError("an object")
-    return _plain(dict(value))
+    return _plain(value)
 
 
 def _prompts(value: Any) -> Any:
     kinds = (str, Path, Mapping)
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, kinds) for item in value):
         raise ValueError("a list of inputs of the pipeline: texts, paths, or objects")
-    return _plain([dict(item) if isinstance(item, Mapping) else item for item in value])
+    return _plain(value)
 
 
 def _names(value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(type(item) is str for item in value):
         raise ValueError("a list of texts")
-    return list(value)
+    return [_text(item) for item in value]
 
 
 _DATA = _object(
@@ -171,16 +203,22 @@ _DATA = _object(
         "split": _text,
         "file_column": _text,
         "caption_column": _text,
-        "height": _whole(8),
-        "width": _whole(8),
-        "fps": _number(0, above=True),
-        "max_frames": _whole(1),
-        "workers": _whole(0),
+        "height": _whole(8, 8192),
+        "width": _whole(8, 8192),
+        "fps": _number(0.01, 1000),
+        "max_frames": _whole(1, 10_000),
+        "workers": _whole(0, 256),
     },
 )
 
 _LORA = _object(
-    (), {"rank": _whole(1), "alpha": _number(0, above=True), "dropout": _number(0, 0.99), "targets": _names}
+    (),
+    {
+        "rank": _whole(1, 8192),
+        "alpha": _number(0, above=True),
+        "dropout": _number(0, 0.99),
+        "targets": _names,
+    },
 )
 
 
@@ -209,7 +247,7 @@ class TrainConfig:
         _or_none(_path), "where latents and text states of a folder are kept", None, harmless=True
     )
     steps: int = _field(_whole(1), "optimiser steps in all", 10_000)
-    batch_size: int = _field(_whole(1), "clips a step, on each device", 8)
+    batch_size: int = _field(_whole(1, 65_536), "clips a step, on each device", 8)
     gradient_accumulation: int = _field(_whole(1), "batches whose gradients are added up for a step", 1)
     lr: float = _field(_number(0, above=True), "learning rate at its highest", 1e-4)
     lr_schedule: str = _field(
@@ -224,9 +262,9 @@ class TrainConfig:
     max_grad_norm: float = _field(_number(), "gradients longer than this are shortened; 0: never", 1.0)
     ema: float = _field(_number(0, 0.999999), "decay of the averaged weights; 0: no average", 0.999)
     frames: int | None = _field(
-        _or_none(_whole(1)), "frames of each training clip; null: all that the data has", None
+        _or_none(_whole(1, 10_000)), "frames of each training clip; null: all that the data has", None
     )
-    frame_stride: int = _field(_whole(1), "2 takes every other frame, at half the fps", 1)
+    frame_stride: int = _field(_whole(1, 1000), "2 takes every other frame, at half the fps", 1)
     from_start: bool = _field(_truth, "frames are a clip's first, not any in a row", False)
     image_ratio: float = _field(_number(0, 1), "share of the batches that are single pictures", 0.0)
     condition_dropout: float = _field(
@@ -258,8 +296,8 @@ class TrainConfig:
     )
     compile: bool = _field(_truth, "torch.compile: slow to start, then faster", False, True)
     device: str | None = _field(_or_none(_text), "cpu, cuda …; null: the best there is", None, True)
-    num_threads: int | None = _field(_or_none(_whole(1)), "of PyTorch on a CPU", None, harmless=True)
-    seed: int = _field(_whole(0), "of weights, data order, noise", 0)
+    num_threads: int | None = _field(_or_none(_whole(1, 1024)), "of PyTorch on a CPU", None, harmless=True)
+    seed: int = _field(_whole(0, 2**63 - 1), "of weights, data order, noise", 0)
     log_every: int = _field(_whole(1), "steps between points of the curve", 20)
     checkpoint_every: int = _field(_whole(1), "steps between checkpoints", 500, harmless=True)
     keep_checkpoints: int = _field(_whole(1), "how many of the last checkpoints stay", 2, harmless=True)
@@ -294,14 +332,13 @@ class TrainConfig:
         checked = {}
         for key, value in values.items():
             if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+                near = difflib.get_close_matches(str(key)[:_SHOWN], fields, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(fields)}."
-                raise InputError(f"{source}: there is no key {key!r}; {hint}")
+                raise InputError(f"{source}: there is no key {_shown(key)}; {hint}")
             try:
                 checked[key] = fields[key].metadata["check"](value)
-            except (ValueError, TypeError) as error:
-                right = str(error) if isinstance(error, ValueError) else "an object"
-                raise InputError(f"{source}: {key} is {value!r} and should be {right}.") from None
+            except ValueError as error:
+                raise InputError(f"{source}: {key} is {_shown(value)} and should be {error}.") from None
         for name, item in fields.items():
             missing = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
             if missing and name not in checked:
@@ -318,6 +355,13 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON would have it."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def published(self) -> dict[str, Any]:
+        """As :meth:`to_dict`, for others to read: of every path on this machine its last name alone."""
+        values = {key: _public(value) for key, value in self.to_dict().items()}
+        for holder, keys in ((values, _PATHS), (values["data"], _DATA_PATHS)):
+            holder.update({key: _last_name(holder[key]) for key in keys if holder.get(key)})
+        return values
 
     def check_resume(self, earlier: Mapping[str, Any], where: str | Path) -> None:
         """Raises InputError if a run of this configuration cannot continue one of ``earlier``.
@@ -341,17 +385,44 @@ class TrainConfig:
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """What a configuration file holds, unchecked. Raises InputError for one that is no JSON object."""
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"The configuration {path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise InputError(f"The configuration {path} is not valid JSON: {error}.") from error
+    """The values of a configuration file, unchecked. Raises InputError if it holds no JSON object."""
+    values = read_json(path, error=InputError)
     if not isinstance(values, dict):
         raise InputError(f"The configuration {path} should hold a JSON object.")
     return values
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # the latter for a number of thousands of digits
+        return f"of type {type(value).__name__}, too long to show,"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return _last_name(value) if isinstance(value, str) and _is_local(value) else value
+
+
+def _is_local(text: str) -> bool:
+    """Whether a text is a path on this machine; a prompt or an id on the hub is none."""
+    if text.startswith(("~", "file:")) or any(
+        kind(text).is_absolute() for kind in (PurePosixPath, PureWindowsPath)
+    ):
+        return True
+    try:
+        return os.path.lexists(text)
+    except ValueError:  # a null character
+        return False
+
+
+def _last_name(path: str) -> str:
+    name = PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
+    return name.encode(errors="replace").decode()
 
 
 def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
