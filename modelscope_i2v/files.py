@@ -191,6 +191,34 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def hold_lock(path: str | os.PathLike[str], held: str) -> Iterator[None]:
+    """Holds the lock file ``path``, which is made where it is missing and stays there.
+
+    The system takes the lock back when the process ends, however it does. Where there are no locks (Windows,
+    some network drives), the block runs without.
+
+    Raises:
+        OutputError: with the message ``held`` if another process or block holds it, and for a file that
+            cannot be made.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        raise OutputError(f"{os.fspath(path)} cannot be written: {reason(error)}.") from error
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(held) from None
+            except OSError:
+                pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def _remove_stale(target: Path) -> None:
     """Removes what writers of ``target`` left behind when they were killed: what nobody holds a lock on."""
     if fcntl is None:

@@ -146,7 +146,8 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        note(f"{record.levelname.lower()}: {_one_line(record.getMessage())}")
+        with contextlib.suppress(OSError):  # a terminal that has gone away ends no work
+            note(f"{record.levelname.lower()}: {_one_line(record.getMessage())}")
 
 
 def _one_line(text: Any) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .parser import PROGRAM, UsageError, note, say
@@ -16,8 +20,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "train",
         _run,
         "train a model: from nothing, from a checkpoint, or a LoRA beside one",
-        "\n\nThe configuration is a JSON file; docs/training.md tells its keys. Ctrl-C finishes the step\n"
-        "and writes a checkpoint, from which --resume goes on as if nothing had happened.",
+        "\n\nThe configuration is a JSON file; docs/training.md tells its keys. Ctrl-C, SIGTERM and SIGHUP\n"
+        "finish the step and write a checkpoint, from which --resume goes on as if nothing had happened.",
         f"  {PROGRAM} train boats.json\n"
         f"  {PROGRAM} train boats.json --resume --set max_minutes=60\n"
         f"  accelerate launch --num_processes 4 -m modelscope_i2v train boats.json\n",
@@ -61,8 +65,17 @@ def _run(args: argparse.Namespace) -> int:
     model = trainer.run()
     if not trainer.machine.main:
         return 0
-    if model is None:
-        say(f"Stopped after step {trainer.step:,} of {config.steps:,}; --resume goes on.")
+    by = trainer.stopped_by
+    if model is not None:
+        text = f"Wrote {model}"
     else:
-        say(f"Wrote {model}")
-    return 0
+        why = f" by {signal.Signals(by).name}" if by else ""
+        text = f"Stopped{why} after step {trainer.step:,} of {config.steps:,}; --resume goes on."
+    try:
+        say(text)
+    except OSError:  # the terminal that sent SIGHUP is gone
+        if not by:
+            raise
+        # Else Python's own flush at the end would fail again.
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    return 128 + by if by else 0

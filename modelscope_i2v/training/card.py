@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,13 +56,15 @@ def inputs(family: Family) -> list[dict[str, Any]]:
     return [*wanted, text] if family.reads_text else wanted
 
 
-def front_matter(family: Family, spec: Mapping[str, int], example: Mapping[str, str], **fields: Any) -> str:
+def front_matter(
+    family: Family, spec: Mapping[str, int], example: Mapping[str, str], fields: Mapping[str, Any] = {}
+) -> str:
     """The YAML at the top of a card, between its lines of dashes.
 
     Args:
         spec: of :func:`memory`.
         example: values of the inputs by their names; files are ``git://`` and a path in the repository.
-        fields: what replaces or joins the fields, such as ``license``.
+        fields: values that replace these fields or come in addition, such as ``license``.
     """
     content = {
         "tasks": [family.task],
@@ -88,23 +93,34 @@ def front_matter(family: Family, spec: Mapping[str, int], example: Mapping[str, 
 
 
 def _yaml(value: Any, depth: int) -> list[str]:
-    """Lines of YAML; texts stand in quotes as JSON has them, which YAML understands."""
+    """Lines of YAML; texts are quoted as in JSON, which YAML understands."""
     space = "  " * depth
     lines: list[str] = []
     if isinstance(value, Mapping):
         for key, item in value.items():
             if isinstance(item, (Mapping, list)) and item:
-                lines += [f"{space}{key}:", *_yaml(item, depth + 1)]
+                lines += [f"{space}{_key(key)}:", *_yaml(item, depth + 1)]
             else:
-                lines.append(f"{space}{key}: {json.dumps(item, ensure_ascii=False)}")
+                lines.append(f"{space}{_key(key)}: {_flow(item)}")
     else:
         for item in value:
             if isinstance(item, Mapping) and item:
                 first, *rest = _yaml(item, depth + 1)
                 lines += [f"{space}- {first.lstrip()}", *rest]
             else:
-                lines.append(f"{space}- {json.dumps(item, ensure_ascii=False)}")
+                lines.append(f"{space}- {_flow(item)}")
     return lines
+
+
+def _key(key: str) -> str:
+    plain = re.fullmatch("[a-z_]{3,}", key) and key not in ("true", "false", "null", "yes", "off")
+    return key if plain else _flow(key)
+
+
+def _flow(value: Any) -> str:
+    """A value on one line; letters that YAML does not allow are escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
 
 
 def text(family: Family, header: str, name: str, facts: Mapping[str, Any], example: Mapping[str, str]) -> str:
@@ -149,17 +165,18 @@ The loss is in `curve.png`, point by point in `curve.jsonl`, and the whole confi
 def example(family: Family, directory: Path, samples: Sequence[Any], caption: str) -> dict[str, str]:
     """Example inputs: the first of ``samples`` (inputs of the pipeline), or a caption of the data.
 
-    A file is copied into the model's directory; where there is none, the example lacks it.
+    A file is copied into the model's directory; an example whose file cannot be copied goes without.
     """
     first = samples[0] if samples else {}
     given = dict(first) if isinstance(first, Mapping) else {inputs(family)[0]["name"]: first}
     made = {}
     for name in (wanted["name"] for wanted in inputs(family)):
         value = given.get(name, caption if name == "text" else None)
-        if name != "text" and isinstance(value, str) and Path(value).is_file():
+        if name != "text" and isinstance(value, str) and os.path.isfile(value):
             copy = directory / f"example{Path(value).suffix.lower()}"
-            shutil.copyfile(value, copy)
-            made[name] = f"git://{copy.name}"
+            with contextlib.suppress(OSError):  # a finished model is worth more than its example
+                shutil.copyfile(value, copy)
+                made[name] = f"git://{copy.name}"
         elif name == "text":
             made[name] = str(value)
     return made

@@ -378,9 +378,9 @@ class TrainConfig:
                 continue
             hint = " (with lr_schedule 'constant' they may change)" if key == "steps" else ""
             raise InputError(
-                f"The checkpoint {where} was made with {key} = {json.dumps(earlier[key])}, and the "
+                f"The training snapshot {where} was made with {key} = {json.dumps(earlier[key])}, and the "
                 f"configuration says {json.dumps(mine[key])}{hint}. Use another output directory, or the "
-                "value of the checkpoint."
+                "value of the snapshot."
             )
 
 

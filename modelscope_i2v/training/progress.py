@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -32,10 +33,15 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        with contextlib.suppress(OSError, ValueError):
+            self.bar.close()
 
     def update(self, step: int, loss: float | None) -> None:
-        """A step is done."""
+        """Shows that a step is done; where the terminal has gone away, nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            self._update(step, loss)
+
+    def _update(self, step: int, loss: float | None) -> None:
         now = time.monotonic()
         self.times.append(now)
         told = f"{self._pace():.2f} s a step, {remaining(self.seconds_left())} left"

@@ -1,26 +1,25 @@
-"""What a run leaves: a model directory in the hub's layout, ready to be published."""
+"""The result of a run: a model directory in the hub's layout, ready to be published."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints.directory import CONFIGURATION, ModelDirectory
 from ..checkpoints.tensors import SUFFIXES
-from ..errors import NumericalError, OutputError
+from ..checkpoints.writers import Planned, write_safetensors
+from ..errors import NumericalError
+from ..files import read_json, replace_folder
 from . import card
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .config import TrainConfig
+from .curves import json_lines
 
 UNET = "unet.safetensors"
 
@@ -30,60 +29,68 @@ def write_model(
     directory: ModelDirectory,
     weights: Mapping[str, Tensor],
     *,
-    fill: Callable[[Path], None] = lambda path: None,
+    add_files: Callable[[Path], None] = lambda path: None,
 ) -> Path:
-    """Writes a model directory: a U-Net's weights in fp16, beside the other networks of ``directory``.
+    """Writes a model directory: a U-Net's weights in fp16, and the other networks of ``directory``.
 
-    Files that stay as they are become hard links where the disk allows it. The directory appears when it is
-    whole, in the place of one that was there.
+    Files that are the same as in ``directory`` become hard links where the disk allows it. The directory
+    appears when it is complete, and then replaces one that was there.
 
     Args:
-        fill: puts more files into the directory before that.
+        add_files: called with the directory before it appears, to put more files into it.
 
     Raises:
-        NumericalError: a weight is too large for fp16.
-        OutputError: it cannot be written.
+        NumericalError: a weight is NaN or too large for fp16.
+        OutputError: the directory cannot be written.
     """
     half = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
     for name, tensor in half.items():
         if not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"The weight {name} is NaN, or too large for fp16; nothing was written.")
-    partial, before = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "before"))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with replace_folder(target) as folder:
         if directory.folder is not None:
-            _from_diffusers(directory, partial)
+            _from_diffusers(directory, folder)
         else:
             for file in (directory.clip_path, directory.autoencoder_path):
-                _link(file, partial / file.name)
-        save_file(half, partial / UNET)
-        settings = json.dumps(configuration(directory, partial), indent=2, ensure_ascii=False)
-        (partial / CONFIGURATION).write_text(settings + "\n", encoding="utf-8")
-        fill(partial)
-        shutil.rmtree(before, ignore_errors=True)
-        if target.exists():
-            os.replace(target, before)
-        os.replace(partial, target)
-        shutil.rmtree(before, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
-        raise OutputError(f"The model {target} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+                _link(file, folder / file.name)
+        write_safetensors(folder / UNET, planned(half))
+        settings = json.dumps(configuration(directory, folder), indent=2, ensure_ascii=False)
+        (folder / CONFIGURATION).write_text(settings + "\n", encoding="utf-8")
+        add_files(folder)
     return target
 
 
-def fill(path: Path, trainer: Trainer, caption: str) -> None:
-    """Puts the model card into a model directory that is being written, and what it speaks of.
+def planned(tensors: Mapping[str, Tensor]) -> list[Planned]:
+    """Tensors of any device, as :func:`write_safetensors` takes them."""
+    return [
+        Planned(name, tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor.detach().cpu())
+        for name, tensor in tensors.items()
+    ]
 
-    ``caption`` is an example of the data's.
+
+def add_card(
+    path: Path,
+    directory: ModelDirectory,
+    config: TrainConfig,
+    facts: Mapping[str, Any],
+    curve: Sequence[Mapping[str, float]],
+    caption: str,
+) -> None:
+    """Puts the model card and the files that it refers to into a model directory that is being written.
+
+    Args:
+        directory: the model that was trained.
+        facts: rows of the card's table about the training.
+        curve: points of the loss curve.
+        caption: one of the data's, for the card's example.
     """
-    config, family, directory = trainer.config, trainer.family, trainer.directory
-    settings = json.dumps(config.to_dict(), indent=2, ensure_ascii=False)
+    family = directory.family
+    settings = json.dumps(config.published(), indent=2, ensure_ascii=False)
     (path / "train.json").write_text(settings + "\n", encoding="utf-8")
-    for name in ("curve.png", "curve.jsonl"):
-        if (trainer.output / name).is_file():
-            shutil.copyfile(trainer.output / name, path / name)
+    (path / "curve.jsonl").write_text(json_lines(curve), encoding="utf-8")
+    picture = Path(config.output) / "curve.png"
+    if picture.is_file():
+        shutil.copyfile(picture, path / picture.name)
     example = card.example(family, path, config.sample_inputs, caption)
     default = {"num_frames": family.num_frames, "height": family.height, "width": family.width}
     size = {**default, **directory.defaults}
@@ -95,18 +102,8 @@ def fill(path: Path, trainer: Trainer, caption: str) -> None:
         size["height"],
         size["width"],
     )
-    facts = {
-        "mode": config.mode,
-        "steps": f"{trainer.step:,}",
-        "clips a step": config.batch_size * config.gradient_accumulation * trainer.machine.world,
-        "clips in the data": f"{len(trainer.batches.data):,}",
-        "learning rate": f"{config.lr:g}, {config.lr_schedule}",
-        "last loss": f"{trainer.curve[-1]['loss']:.4f}",
-        "hours": f"{trainer.seconds / 3600:.2f}",
-        "seed": config.seed,
-    }
     fields = {key: value for key, value in config.card.items() if key != "name"}
-    header = card.front_matter(family, spec, example, **fields)
+    header = card.front_matter(family, spec, example, fields)
     name = config.card.get("name", f"{family.name}, trained")
     (path / "README.md").write_text(card.text(family, header, name, facts, example), encoding="utf-8")
 
@@ -115,7 +112,7 @@ def configuration(directory: ModelDirectory, written: Path) -> dict[str, Any]:
     """The source's configuration.json with the names of the files in ``written``."""
     family = directory.family
     source = (directory.path if directory.folder is None else written) / CONFIGURATION
-    content = json.loads(source.read_text(encoding="utf-8-sig")) if source.is_file() else {}
+    content = read_json(source) if source.is_file() else {}
     content = {"framework": "pytorch", "task": family.task, **content}
     content["model"] = {"type": family.model_type, **content.get("model", {})}
     content["pipeline"] = {"type": family.pipeline_type, **content.get("pipeline", {})}
@@ -127,12 +124,12 @@ def configuration(directory: ModelDirectory, written: Path) -> dict[str, Any]:
 
 
 def _from_diffusers(directory: ModelDirectory, target: Path) -> None:
-    """The other networks of a folder of diffusers, by the hub's names."""
+    """The other networks of a diffusers folder, by the hub's names."""
     from ..checkpoints.convert import convert
 
     converted = target / "converted"
     convert(directory.path, converted, to="safetensors", progress=False)
-    settings = json.loads((converted / CONFIGURATION).read_text(encoding="utf-8"))
+    settings = read_json(converted / CONFIGURATION)
     (converted / settings["model"]["model_args"]["ckpt_unet"]).unlink()
     for file in converted.iterdir():
         os.replace(file, target / file.name)

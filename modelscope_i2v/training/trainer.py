@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import math
 import signal
@@ -25,14 +24,15 @@ from ..checkpoints.load import load_module
 from ..compute.attention import use_kernel
 from ..data.encode import Encoders
 from ..data.folder import Entry
-from ..errors import InputError, NumericalError, OutputError
+from ..errors import CheckpointError, InputError, NumericalError, OutputError, VideoError
+from ..files import hold_lock, reason
 from ..memory.allocator import kept_memory
 from ..networks.layers import channels_last
 from ..networks.stunet import STUNet
-from . import state
+from . import snapshot
 from .batches import Batch, Batches
 from .config import TrainConfig
-from .curves import Board, draw
+from .curves import Board, CurveFile, draw
 from .data import open_data
 from .machine import Machine
 from .networks import Average, checkpointed, own, started, take_over
@@ -40,11 +40,14 @@ from .objective import Noised, Objective, loss
 from .optimizers import optimizers
 from .previews import Sampler
 from .progress import Progress
-from .result import fill, write_model
+from .result import add_card, write_model
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, CURVE = "checkpoints", "curve.jsonl"
+CHECKPOINTS, CURVE, LOCK = "checkpoints", "curve.jsonl", ".lock"
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that end a run after the step, with a snapshot."""
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -70,6 +73,7 @@ class Trainer:
         step: how many are done.
         curve: its points.
         unet: the network in training, fp32.
+        stopped_by: number of the signal that ended the run; None if none did.
 
     Raises:
         InputError: before anything is trained, for data that do not fit, a run that is already there and
@@ -93,7 +97,7 @@ class Trainer:
         self.device = self.machine.device
         self.directory = ModelDirectory.open(fetch(config.model), new_unet=config.mode == "scratch")
         self.family = self.directory.family
-        last = self._last(resume)
+        self.start = self._last(resume)
         self.batches = self._data(entries)
         self.objective = Objective.of(
             self.family,
@@ -117,8 +121,10 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, float]] = []
         self.recent = [0.0, 0.0, 0.0]
-        if last is not None:
-            self._restore(last)
+        self.stopped_by: int | None = None
+        self.curve_file = CurveFile(self.output / CURVE)
+        if self.start is not None:
+            self._restore(self.start)
 
     # What a run is made of
 
@@ -128,8 +134,10 @@ class Trainer:
         return Encoders(self.directory, self.device)
 
     def _last(self, resume: bool) -> Path | None:
-        """The checkpoint to go on from, whose configuration has been checked."""
-        found = state.checkpoints(self.output / CHECKPOINTS)
+        """The snapshot to go on from, whose configuration has been checked."""
+        if (self.output / LOCK).is_file():
+            self.machine.alone(self._check_free)
+        found = snapshot.snapshots(self.output / CHECKPOINTS)
         if not found:
             return None
         if not resume:
@@ -137,15 +145,24 @@ class Trainer:
                 f"{self.output} holds a run already, up to {found[-1].name}. Resume it (--resume), or use "
                 "another output directory."
             )
-        before = state.read_state(found[-1])
+        before = snapshot.read_state(found[-1])
         self.config.check_resume(before["config"], found[-1])
-        processes = before.get("processes", 1)
+        processes = before["processes"]
         if processes != self.machine.world:
             raise InputError(
-                f"The checkpoint {found[-1]} was made by {processes} process(es), and this run has "
+                f"The training snapshot {found[-1]} was made by {processes} process(es), and this run has "
                 f"{self.machine.world}, which would share other batches. Resume it with as many."
             )
         return found[-1]
+
+    def _check_free(self) -> None:
+        with self._lock():
+            pass
+
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other runs out of the output directory. Raises OutputError if one is there."""
+        told = f"Another training run is writing to {self.output}; wait for it, or use another output."
+        return hold_lock(self.output / LOCK, told)
 
     def _data(self, entries: Sequence[Entry] | None) -> Batches:
         config, encoders = self.config, lambda: self.encoders
@@ -289,13 +306,43 @@ class Trainer:
             NumericalError: the loss or its gradient is no number any more.
             OutputError: a checkpoint, the curve or the model cannot be written.
         """
+        with contextlib.ExitStack() as lock, _stopping() as stop:
+            self.machine.alone(lambda: self._take_output(lock))
+            self._train(stop)
+            self.stopped_by = stop[0] if stop and self.step < self.config.steps else None
+            if self.step < self.config.steps:
+                return None
+            target = self.output / ("lora.safetensors" if self.config.mode == "lora" else "model")
+            self.machine.alone(lambda: self.write(target))
+            return target
+
+    def _take_output(self, lock: contextlib.ExitStack) -> None:
+        """Makes the output directory and locks it.
+
+        Raises InputError if another run has written to it since this one was made, OutputError if it cannot
+        be used.
+        """
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"The output {self.output} cannot be made: {reason(error)}.") from error
+        lock.enter_context(self._lock())
+        found = snapshot.snapshots(self.output / CHECKPOINTS)
+        if (found[-1] if found else None) != self.start:
+            raise InputError(
+                f"Another training run has written to {self.output} meanwhile; resume it, or use another "
+                "output."
+            )
+
+    def _train(self, stop: list[int]) -> None:
+        """Steps until the end, ``max_minutes``, or a signal in ``stop``; then a snapshot."""
         config, main = self.config, self.machine.main
-        self.machine.alone(self._write_curve)
+        if main:  # without what a killed run added after its last snapshot
+            self.curve_file.write(self.curve)
         board = Board(self.output / "tensorboard", self.step) if main else None
         began, saved = time.monotonic(), self.step
-        show = self.progress if main else False
-        bar = Progress(self.step, config.steps, show)
-        with kept_memory(self.device), _stopping() as stop, bar as shown:
+        bar = Progress(self.step, config.steps, self.progress if main else False)
+        with kept_memory(self.device), bar as shown:
             while self.step < config.steps:
                 before = time.monotonic()
                 value, norm = self._step()
@@ -310,7 +357,7 @@ class Trainer:
                     self.save()
                     saved = self.step
                 if self.sampler is not None and self.step % config.sample_every == 0:
-                    board.picture(self.sample(), self.step)
+                    self._preview(board)
                 shown.update(self.step, self.curve[-1]["loss"] if self.curve else None)
                 late = config.max_minutes and time.monotonic() - began > 60 * config.max_minutes
                 if self.machine.any(bool(stop or late)):
@@ -319,11 +366,15 @@ class Trainer:
                 self.save()
         if board is not None:
             board.close()
-        if self.step < config.steps:
-            return None
-        target = self.output / ("lora.safetensors" if config.mode == "lora" else "model")
-        self.machine.alone(lambda: self.write(target))
-        return target
+
+    def _preview(self, board: Board) -> None:
+        """Makes a sheet of samples. What fails is logged: training goes on."""
+        try:
+            board.picture(self.sample(), self.step)
+        except VideoError as error:
+            logger.warning("No samples at step %d: %s", self.step, error)
+        except OSError as error:
+            logger.warning("The samples of step %d cannot be written (%s).", self.step, reason(error))
 
     def sample(self) -> Image.Image:
         """A sheet of samples, by the averaged weights; also written to ``samples/step-….png``."""
@@ -340,12 +391,27 @@ class Trainer:
         if self.config.mode == "lora":
             from ..adapters.lora import save_lora
 
-            return save_lora(
-                self.unet, target, family=self.family.name, base=self.config.model, weights=values
-            )
-        return write_model(
-            target, self.directory, values, fill=lambda path: fill(path, self, self._example_caption())
-        )
+            base = self.config.published()["model"]
+            return save_lora(self.unet, target, family=self.family.name, base=base, weights=values)
+
+        def add_files(path: Path) -> None:
+            add_card(path, self.directory, self.config, self._facts(), self.curve, self._example_caption())
+
+        return write_model(target, self.directory, values, add_files=add_files)
+
+    def _facts(self) -> dict[str, Any]:
+        """The training in a few rows, for the model card."""
+        config = self.config
+        return {
+            "mode": config.mode,
+            "steps": f"{self.step:,}",
+            "clips a step": config.batch_size * config.gradient_accumulation * self.machine.world,
+            "clips in the data": f"{len(self.batches.data):,}",
+            "learning rate": f"{config.lr:g}, {config.lr_schedule}",
+            "last loss": f"{self.curve[-1]['loss']:.4f}",
+            "hours": f"{self.seconds / 3600:.2f}",
+            "seed": config.seed,
+        }
 
     def _example_caption(self) -> str:
         captions = [text for text in self.batches.data.captions if text != self.config.dropped_text]
@@ -372,30 +438,14 @@ class Trainer:
         self.recent = [0.0, 0.0, 0.0]
         self.curve.append(point)
         if self.machine.main:
-            self._append(json.dumps(point) + "\n")
-
-    def _append(self, line: str) -> None:
-        path = self.output / CURVE
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise OutputError(
-                f"{path} cannot be written: {error.strerror or error}. The last checkpoint is as it was."
-            ) from error
-
-    def _write_curve(self) -> None:
-        """The curve up to here, without what a killed run drew after its last checkpoint."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(point) + "\n" for point in self.curve)
-        (self.output / CURVE).write_text(text, encoding="utf-8")
+            self.curve_file.add(point)
 
     def save(self) -> None:
-        """Writes a checkpoint, and the curve as a picture beside it. Raises OutputError."""
+        """Writes a training snapshot and the picture of the curve. Raises OutputError."""
         self.machine.alone(self._save)
 
     def _save(self) -> None:
-        saved = state.Saved(
+        made = snapshot.Snapshot(
             step=self.step,
             config=self.config.to_dict(),
             processes=self.machine.world,
@@ -408,22 +458,33 @@ class Trainer:
             recent=self.recent,
             seconds=self.seconds,
         )
-        state.save(self.output / CHECKPOINTS, saved, self.config.keep_checkpoints)
+        self.start = snapshot.save(self.output / CHECKPOINTS, made, self.config.keep_checkpoints)
         if self.curve:
             draw(self.curve, self.output / "curve.png")
 
     def _restore(self, path: Path) -> None:
-        saved = state.load(path)
+        saved = snapshot.load(path)
         if saved.fingerprint != self.batches.fingerprint:
-            raise InputError(f"The checkpoint {path} was made with other data than {self.config.data}.")
+            raise InputError(
+                f"The training snapshot {path} was made with other data than {self.config.data}."
+            )
+        kept = [saved.weights] if self.average is None else [saved.weights, saved.average]
+        shapes = {name: parameter.shape for name, parameter in self.trained.items()}
+        if any({name: tensor.shape for name, tensor in one.items()} != shapes for one in kept):
+            raise CheckpointError(f"The training snapshot {path} has the weights of another network.")
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(saved.weights[name])
         if self.average is not None:
             self.average.load(saved.average, saved.step)
-        for optimizer, values in zip(self.optimizers, saved.optimizers):
-            optimizer.load_state_dict(values)
-        self.scaler.load_state_dict(saved.scaler)
+        try:
+            for optimizer, values in zip(self.optimizers, saved.optimizers, strict=True):
+                optimizer.load_state_dict(values)
+            self.scaler.load_state_dict(saved.scaler)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"The training snapshot {path} has another optimizer's state than the configuration names."
+            ) from error
         self.step, self.curve, self.recent = saved.step, saved.curve, saved.recent
         self.seconds = saved.seconds
 
@@ -439,23 +500,23 @@ def _mixed(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """A list that Ctrl-C, or a request to terminate, fills: the step is finished and a checkpoint written.
+    """The numbers of the :data:`SIGNALS` that came meanwhile, for the loop to look at.
 
     A second Ctrl-C stops at once.
     """
-    asked: list[int] = []
+    caught: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> Any:
-        if asked:
+    def catch(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in caught:
             raise KeyboardInterrupt
-        asked.append(number)
+        caught.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield caught
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, catch) for number in SIGNALS}
     try:
-        yield asked
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -90,7 +90,9 @@ def test_mistakes(tmp_path, content, words):
     assert len(message) < 1500 and "\n" not in message and "Error" not in message
 
 
-@pytest.mark.parametrize("value", [10**5000, object(), np.zeros(3), {1: 2}, b"a"], ids=["int", "object", "array", "keys", "bytes"])
+@pytest.mark.parametrize(
+    "value", [10**5000, object(), np.zeros(3), {1: 2}, b"a"], ids=["int", "object", "array", "keys", "bytes"]
+)
 def test_no_value_of_any_key_raises_another_error(value):
     for field in dataclasses.fields(TrainConfig):
         with pytest.raises(InputError, match=f"{field.name} is .* should be"):

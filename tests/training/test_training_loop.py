@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
+import logging
 import math
 import os
 import signal
@@ -14,9 +16,13 @@ import time
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
-from modelscope_i2v.errors import InputError, NumericalError, OutputError
-from modelscope_i2v.training import networks, state
+from modelscope_i2v.cli.main import main
+from modelscope_i2v.errors import CheckpointError, InputError, NumericalError, OutOfMemoryError, OutputError
+from modelscope_i2v.files import hold_lock
+from modelscope_i2v.training import curves, networks, progress, snapshot
 from modelscope_i2v.training.config import TrainConfig
 from modelscope_i2v.training.objective import loss
 from modelscope_i2v.training.trainer import Trainer, learning_rate
@@ -113,21 +119,21 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configured, tmp_path):
 def test_a_full_disk_leaves_the_last_checkpoint(configured, tmp_path, monkeypatch):
     settings = {"steps": 6, "checkpoint_every": 2}
     whole = run(configured(output=str(tmp_path / "whole"), **settings))
-    config, real = configured(**settings), state.save_file
+    config, real = configured(**settings), snapshot.write_safetensors
 
-    def full(tensors, path):
+    def full(path, tensors):
         if "step-4" in str(path) and path.name.startswith("ema"):
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(tensors, path)
+        real(path, tensors)
 
-    monkeypatch.setattr(state, "save_file", full)
-    with pytest.raises(OutputError, match=r"step-4 cannot be written.*step-2 is the last complete one"):
+    monkeypatch.setattr(snapshot, "write_safetensors", full)
+    with pytest.raises(OutputError, match=r"step-4 was not written.*step-2 is the last complete one"):
         run(config)
-    monkeypatch.setattr(state, "save_file", real)
+    monkeypatch.setattr(snapshot, "write_safetensors", real)
     directory = tmp_path / "run" / "checkpoints"
     assert [path.name for path in directory.iterdir()] == ["step-2"]
-    (directory / ".step-4.partial").mkdir()  # as a kill during the save would leave it
+    (directory / ".step-4.0123456789abcdef.part").mkdir()  # as a kill during the save would leave it
     again = Trainer(config, resume=True, progress=False)
     assert again.step == 2
     again.run()
@@ -135,19 +141,58 @@ def test_a_full_disk_leaves_the_last_checkpoint(configured, tmp_path, monkeypatc
     assert sorted(path.name for path in directory.iterdir()) == ["step-4", "step-6"]
 
 
-def test_a_signal_finishes_the_step_and_saves(configured, monkeypatch):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_finishes_the_step_and_saves(configured, monkeypatch, name):
+    number = getattr(signal, name)
     trainer = Trainer(configured(steps=50), progress=False)
-    step, before = trainer._step, signal.getsignal(signal.SIGINT)
+    step, before = trainer._step, signal.getsignal(number)
 
     def interrupted():
         if trainer.step == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return step()
 
     monkeypatch.setattr(trainer, "_step", interrupted)
-    assert trainer.run() is None and trainer.step == 3
+    assert trainer.run() is None and trainer.step == 3 and trainer.stopped_by == number
     assert Trainer(trainer.config, resume=True).step == 3
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
+
+
+def test_a_closed_terminal_leaves_a_snapshot(configured, tmp_path, monkeypatch):
+    """It sends SIGHUP, then SIGTERM perhaps, and nothing can be written to it any more."""
+    file, step = tmp_path / "train.json", Trainer._step
+    file.write_text(json.dumps(configured(steps=50, log_every=1).to_dict()))
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    def hung_up(trainer):
+        if trainer.step == 1:
+            monkeypatch.setattr(sys, "stdout", Gone())
+            monkeypatch.setattr(sys, "stderr", Gone())
+            monkeypatch.setattr(progress, "_PAUSE", 0.0)
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            logging.getLogger("modelscope_i2v").warning("nobody reads this")
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", hung_up)
+    assert main(["train", str(file)]) == 128 + signal.SIGHUP
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+
+
+def test_the_command_says_which_signal_stopped_it(configured, tmp_path, monkeypatch, capsys):
+    file, step = tmp_path / "train.json", Trainer._step
+    file.write_text(json.dumps(configured(steps=50).to_dict()))
+
+    def terminated(trainer):
+        signal.raise_signal(signal.SIGTERM)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", terminated)
+    assert main(["train", str(file), "--no-progress"]) == 143
+    assert capsys.readouterr().out == "Stopped by SIGTERM after step 1 of 50; --resume goes on.\n"
 
 
 def test_what_cannot_be_resumed(configured, models, caches, tmp_path):
@@ -241,18 +286,129 @@ def test_a_gradient_that_is_no_number_changes_nothing(configured, tmp_path):
     assert names == ["step-1", "step-2"]
 
 
-def test_a_full_disk_at_the_curve_is_told(configured, tmp_path):
+def test_a_curve_that_cannot_be_written_ends_no_training(configured, tmp_path, caplog):
     trainer = Trainer(configured(), progress=False)
     step = trainer._step
 
     def then_a_folder():  # in the place of the file: it cannot be written
-        (tmp_path / "run" / "curve.jsonl").unlink()
-        (tmp_path / "run" / "curve.jsonl").mkdir()
+        if trainer.step == 1:
+            (tmp_path / "run" / "curve.jsonl").unlink()
+            (tmp_path / "run" / "curve.jsonl").mkdir()
         return step()
 
     trainer._step = then_a_folder
-    with pytest.raises(OutputError, match=r"curve\.jsonl cannot be written"):
-        trainer.run()
+    model = trainer.run()
+    said = [record.message for record in caplog.records if "curve.jsonl cannot be written" in record.message]
+    assert len(said) == 1 and "Is a directory" in said[0]
+    lines = (model / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == trainer.curve and len(lines) == 4
+
+
+def test_pictures_and_logs_that_cannot_be_written_are_told_once(tmp_path, monkeypatch, caplog):
+    writers = pytest.importorskip("torch.utils.tensorboard")
+
+    class Broken:
+        def __init__(self, *_, **__):
+            if not tmp_path.exists():
+                raise TypeError("Descriptors cannot be created directly")
+
+        def add_scalar(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writers, "SummaryWriter", Broken)
+    point = {"step": 1, "loss": 0.1, "lr": 0.1, "gradient": 0.1}
+    board = curves.Board(tmp_path / "log", 0)
+    board.point(point)
+    board.point(point)
+    board.close()
+    (tmp_path / "curve.png").mkdir()
+    curves.draw([point], tmp_path / "curve.png")
+    monkeypatch.setattr(Broken, "__init__", Broken.add_scalar)
+    curves.Board(tmp_path / "log", 0).point(point)
+    told = [record.message for record in caplog.records]
+    assert len(told) == 3 and all("training goes on" in text and "Error" not in text for text in told)
+    assert "No space left on device" in told[0] and "curve.png" in told[1]
+
+
+def test_samples_that_fail_end_no_training(configured, tmp_path, monkeypatch, caplog):
+    trainer = Trainer(configured(steps=3, sample_every=1), progress=False)
+    errors = iter([OutOfMemoryError("The device is full."), OSError(errno.ENOSPC, "No space left")])
+
+    def sheet():
+        for error in errors:
+            raise error
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(trainer.sampler, "sheet", sheet)
+    assert trainer.run() is not None
+    assert "No samples at step 1: The device is full." in caplog.text
+    assert "samples of step 2 cannot be written (No space left)" in caplog.text
+    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-000003.png"]
+
+
+def test_two_runs_cannot_share_an_output(configured, tmp_path, monkeypatch):
+    config = configured(steps=2)
+    one, other, late = (Trainer(config, progress=False) for _ in range(3))
+    step, said = one._step, []
+
+    def beside():
+        for begin in (other.run, lambda: Trainer(config, resume=True)):
+            with pytest.raises(OutputError, match="Another training run is writing to .*run") as told:
+                begin()
+            said.append(told)
+        return step()
+
+    one._step = beside
+    assert one.run() is not None and len(said) == 4
+    with pytest.raises(InputError, match="Another training run has written to .*run meanwhile"):
+        late.run()
+
+
+def test_a_dead_process_holds_no_output(tmp_path):
+    code = "import os, sys; from modelscope_i2v.files import hold_lock\n"
+    code += "with hold_lock(sys.argv[1], 'held'): print(flush=True); sys.stdin.read()"
+    lock = tmp_path / "lock"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process.stdout.readline()
+    with pytest.raises(OutputError, match="^held$"), hold_lock(lock, "held"):
+        pass
+    process.kill()
+    process.communicate()
+    with hold_lock(lock, "held"):
+        assert lock.is_file()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", "{}", '{"step": "1"}', "[" * 100_000],
+    ids=["cut", "list", "empty", "text", "deep"],
+)
+def test_a_damaged_snapshot_is_named(configured, tmp_path, content):
+    path = tmp_path / "run" / "checkpoints" / "step-2"
+    path.mkdir(parents=True)
+    (path / "state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"step-2/state\.json (is damaged|is not valid JSON)"):
+        Trainer(configured(), resume=True)
+
+
+def test_damaged_weights_of_a_snapshot_are_named(configured, tmp_path):
+    config = configured(steps=2, max_minutes=1e-9)
+    run(config)
+    path = tmp_path / "run" / "checkpoints" / "step-1"
+    for name, words in (("optimizer.pt", "optimizer.pt cannot be read"), ("unet.safetensors", "damaged")):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(
+            CheckpointError, match=f"snapshot .*step-1 is damaged: .*{words}.*Remove it"
+        ) as told:
+            Trainer(config, resume=True)
+        assert "Error" not in str(told.value)
+        (path / name).write_bytes(whole)
+    save_file({"other": torch.zeros(1)}, path / "unet.safetensors")
+    with pytest.raises(CheckpointError, match="step-1 has the weights of another network"):
+        Trainer(config, resume=True)
 
 
 def test_the_average():

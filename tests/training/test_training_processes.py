@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from modelscope_i2v.training import state
+from modelscope_i2v.training import snapshot
 from modelscope_i2v.training.trainer import Trainer
 
 
@@ -29,8 +29,8 @@ def test_two_processes_take_the_step_of_both_their_batches(configured, tmp_path)
         for rank in ("0", "1")
     ]
     assert [process.wait() for process in processes] == [0, 0]
-    (path,) = state.checkpoints(tmp_path / "two" / "checkpoints")
-    two = state.load(path)
+    (path,) = snapshot.snapshots(tmp_path / "two" / "checkpoints")
+    two = snapshot.load(path)
 
     both = configured(steps=1, warmup=0, gradient_accumulation=2, output=str(tmp_path / "one"))
     trainer = Trainer(both, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modelscope_i2v.checkpoints.convert import convert
@@ -40,7 +41,7 @@ def test_the_model_is_loaded_by_a_pipeline(configured, tmp_path, pictures):
         sample_every=2,
         sample_inputs=[str(example)],
         sample_options={"num_inference_steps": 2},
-        card={"license": "MIT", "name": "Cats"},
+        card={"license": "MIT", "name": "Cats", "example": {"off": "a: b"}, "#1: \x7f": ["\u2028"]},
     )
     trainer = Trainer(config, progress=False)
     model = trainer.run()
@@ -59,6 +60,12 @@ def test_the_model_is_loaded_by_a_pipeline(configured, tmp_path, pictures):
 
     content = front_matter(model / "README.md")
     assert content["tasks"] == ["image-to-video"] and content["license"] == "MIT"
+    assert content["example"] == {"off": "a: b"} and content["#1: \x7f"] == ["\u2028"]
+    assert json.loads((model / "train.json").read_text())["sample_inputs"] == ["cat.png"]
+    for name in ("train.json", "README.md", "configuration.json"):
+        assert str(tmp_path) not in (model / name).read_text(encoding="utf-8"), name
+    weights, text = (model / name for name in ("unet.safetensors", "README.md"))
+    assert weights.stat().st_mode == text.stat().st_mode  # what new files get, not 0600
     (widget,) = content["widgets"]
     assert widget["task"] == "image-to-video" and widget["inputs"][0]["type"] == "image"
     assert widget["examples"][0]["inputs"] == [{"name": "image", "data": "git://example.png"}]
@@ -118,6 +125,10 @@ def test_lora(configured, models):
     assert all("lora" in name for name in trainer.trained)
     file = trainer.run()
     assert file.name == "lora.safetensors"
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    base = models("text-to-video-synthesis")
+    assert header["base"] == base.name and str(base.parent) not in str(header)
     generator = VideoGenerator.from_directory(models("text-to-video-synthesis"), device="cpu")
     options = {"num_inference_steps": 2, "seed": 1, "output_type": "pt", "progress": False}
     (plain,) = generator(["a"], **options)
@@ -218,8 +229,15 @@ def test_lora_is_evaluated_beside_its_model(configured, tmp_path):
     assert [clip["seen"] for clip in report["clips"]] == json.loads(json.dumps(changed)) != plain
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("no space")])
-def test_a_full_disk_leaves_the_model_that_was_there(configured, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (OSError(errno.ENOSPC, "x"), "The disk is full: .*model was not written"),
+        (OSError(errno.EIO, "x"), "model cannot be written: x"),
+    ],
+    ids=["full", "broken"],
+)
+def test_a_full_disk_leaves_the_model_that_was_there(configured, tmp_path, monkeypatch, error, words):
     trainer = Trainer(configured(steps=1, warmup=0), progress=False)
     model = trainer.run()
     before = {file.name: file.read_bytes() for file in model.iterdir()}
@@ -227,11 +245,11 @@ def test_a_full_disk_leaves_the_model_that_was_there(configured, tmp_path, monke
     def full(*_):
         raise error
 
-    monkeypatch.setattr(result, "save_file", full)
-    with pytest.raises(OutputError, match="The model .*model cannot be written: .*o space"):
+    monkeypatch.setattr(result, "write_safetensors", full)
+    with pytest.raises(OutputError, match=words):
         trainer.write(model)
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before
-    assert [path.name for path in model.parent.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in model.parent.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
 def test_the_command(configured, tmp_path, capsys):
