@@ -260,6 +260,20 @@ class VideoGenerator:
             for number in range(options.num_videos):
                 yield Job.of(request, number)
 
+    def to(self, device: str | torch.device) -> VideoGenerator:
+        """The generator itself, for clients that move a network. Raises InputError for another device."""
+        if (wanted := resolve_device(device)) != self.device:
+            raise InputError(
+                f"The model is on {self.device} and stays there; load it with device={str(wanted)!r}."
+            )
+        return self
+
+    def half(self) -> VideoGenerator:
+        """The generator itself, if it is in half precision. Raises InputError for fp32."""
+        if self.dtype == torch.float32:
+            raise InputError("The model is in fp32 and stays so; load it with dtype='fp16'.")
+        return self
+
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None) -> str:
         """Adds a LoRA to the U-Net; several add up. See :func:`modelscope_i2v.adapters.load.load_lora`.
 

@@ -18,6 +18,7 @@ from ..engine.jobs import Job
 from ..spec.families import Family
 from ..spec.runtime import split
 from .registration import register_families
+from .stock_names import StockNames
 
 
 class MadeVideo(NamedTuple):
@@ -28,7 +29,7 @@ class MadeVideo(NamedTuple):
     """[frames, 3, height, width], about -1..1; for ``output_type="latent"`` the latents instead."""
 
 
-class VideoModel(Model):
+class VideoModel(StockNames, Model):
     """A checkpoint, ready to make videos.
 
     Args:
@@ -61,11 +62,6 @@ class VideoModel(Model):
         self.family = self.generator.family
         # Where the configuration does not say so, ModelScope asks the model which pipeline is its.
         self.pipeline = {"type": self.family.pipeline_type}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return self.generator.device
 
     def forward(self, inputs: Mapping[str, Any]) -> dict[str, list[MadeVideo]]:
         """Makes the videos of one request, as the preprocessor returns it: ``{"request": Request}``.

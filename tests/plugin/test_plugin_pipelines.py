@@ -29,7 +29,7 @@ from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.errors import CheckpointError, InputError, OutputError
 from modelscope_i2v.media.write import write_video
-from modelscope_i2v.plugin import models, pipelines, preprocessors
+from modelscope_i2v.plugin import models, pipelines, preprocessors, stock_names
 from modelscope_i2v.plugin.registration import FIELD, preprocessor_type
 from modelscope_i2v.spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 
@@ -442,3 +442,56 @@ def test_modelscopes_server_can_describe_and_call_it(family, pipes, given):
 
 def encoded(value: str) -> str:
     return base64.b64encode(Path(value).read_bytes()).decode() if os.path.isfile(value) else value
+
+
+@pytest.mark.parametrize("family", [VIDEO_TO_VIDEO, TEXT_TO_VIDEO], ids=lambda family: family.name)
+def test_names_that_clients_of_stocks_models_use(family, given):
+    """As StreamingT2V's enhancement does, in its order."""
+    pipe = pipeline(family.task, model=directory(family), device="cpu")
+    before = pipe(given[family.name], **SMALL, output_type="np")[OutputKeys.OUTPUT_VIDEO]
+    pipe.model.cfg.max_frames = 10000
+    pipe.device = "cpu"
+    pipe.model = pipe.model.to("cpu").eval()
+    pipe.model.device = "cpu"
+    pipe.model.clip_encoder.model = pipe.model.clip_encoder.model.to("cpu")
+    pipe.model.clip_encoder.device = "cpu"
+    pipe.model.autoencoder = pipe.model.autoencoder.to("cpu")
+    pipe.model.generator = pipe.model.generator.to("cpu")
+    pipe.model.negative_y = pipe.model.negative_y.to("cpu")
+    assert pipe.model.cfg.max_frames == pipe.generator.defaults["num_frames"] == 10000
+    assert pipe.model.cfg.task == pipe.model.cfg["task"] == family.task
+    after = pipe(given[family.name], **SMALL, output_type="np")[OutputKeys.OUTPUT_VIDEO]
+    assert np.array_equal(before, after)
+    assert pipe.model.clip_encoder("A cat.").shape == pipe.model.negative_y.shape
+
+
+def test_a_model_goes_to_another_device_and_type(monkeypatch):
+    model = Model.from_pretrained(directory(TEXT_TO_VIDEO), device="cpu", attention="matmul")
+    model.cfg.max_frames = 3
+    first = model.generator
+    assert model.to("cpu").generator is first and first.dtype == torch.float32
+    assert model.half().generator.dtype == torch.float16 and model.generator is not first
+    assert model.half().generator.half() is model.generator
+    assert model.generator.runtime.attention == "matmul" and model.generator.defaults["num_frames"] == 3
+    moved = []
+    monkeypatch.setattr(
+        models.VideoGenerator,
+        "from_directory",
+        lambda path, task, **settings: moved.append(settings) or first,
+    )
+    monkeypatch.setattr(stock_names, "resolve_device", torch.device)
+    model.to("cuda:1")
+    assert moved[0]["device"] == "cuda:1" and moved[0]["attention"] == "matmul"
+
+
+def test_what_a_model_cannot_have_changed_is_told(pipes, monkeypatch):
+    model = pipes[VIDEO_TO_VIDEO.name].model
+    with pytest.raises(InputError, match="load it with dtype='fp16'"):
+        model.generator.half()
+    with pytest.raises(InputError, match="negative_prompt says what to avoid"):
+        model.negative_y = model.negative_y + 1
+    with pytest.raises(InputError, match="cannot be exchanged"):
+        model.autoencoder = torch.nn.Identity()
+    monkeypatch.setattr(type(model.generator), "loras", {"mine": 1.0})
+    with pytest.raises(InputError, match="with LoRAs does not move"):
+        model.half()
