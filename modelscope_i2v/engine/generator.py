@@ -34,7 +34,7 @@ from ..progress import bar
 from ..sampling.first_frame import anchored
 from ..sampling.guidance import denoiser, guided, in_interval
 from ..sampling.noise import NoiseSource, SolverNoise
-from ..sampling.schedules import SCHEDULES
+from ..sampling.schedules import SCHEDULES, Schedule
 from ..sampling.solvers import SOLVERS, Denoiser, ddim_inversion, inversion_timesteps
 from ..spec import table
 from ..spec.families import LATENT_SCALE, Family
@@ -87,7 +87,6 @@ class VideoGenerator:
         self.device = device
         self.dtype = dtype
         self.defaults = dict(defaults or {})
-        self.schedule = SCHEDULES[family.schedule]()
         self.clip = clip or CLIPConfig()
         self.runtime = runtime or Runtime()
         self.placement = placement or Placement(device, "resident")
@@ -390,7 +389,8 @@ class VideoGenerator:
         t = self.family.start_timestep(job.request.options.strength)
         source.integer(t, t + 1, (1,))  # the original draws its only possible timestep
         noise = self._given(job, source.normal_by_frames(video.shape, self.device)).to(self.device)
-        return self.schedule.alphas[t].item() * video + self.schedule.sigmas[t].item() * noise
+        schedule = _schedule(job.request.options)
+        return schedule.alphas[t].item() * video + schedule.sigmas[t].item() * noise
 
     def invert(self, video: Tensor, negative: Conditions, options: Options) -> Tensor:
         """An input video's latents [b, 4, f, h, w] as the noise that DDIM would make them from.
@@ -456,7 +456,8 @@ class VideoGenerator:
             NumericalError: NaN or infinity, in fp32 too.
         """
         options = batch[0].request.options
-        solver, speed = SOLVERS[options.scheduler], SPEEDS[options.speed]
+        solver, speed = SOLVERS.get(options.scheduler, options.scheduler), SPEEDS[options.speed]
+        schedule = _schedule(options)
         if options.first_frame == "anchor":
             picture = positive.get("picture")  # only I2VGen-XL's network has it already
             if picture is None:
@@ -474,7 +475,7 @@ class VideoGenerator:
                 rescale=options.guidance_rescale,
                 one_batch=not options.sequential_guidance,
             )
-            return denoiser(predict, self.schedule, self.family.prediction)
+            return denoiser(predict, schedule, self.family.prediction)
 
         reported = 0  # a repetition does not report the same steps again
 
@@ -485,11 +486,11 @@ class VideoGenerator:
                 in_interval(
                     lambda: with_guidance(options.guidance_scale, options),
                     lambda: with_guidance(1.0, options),
-                    self.schedule,
+                    schedule,
                     speed.guidance_interval,
                 ),
                 start,
-                self.schedule,
+                schedule,
                 total,
                 noisiest,
                 SolverNoise([job.source for job in batch]),
@@ -580,6 +581,11 @@ class VideoGenerator:
             with torch.inference_mode(False):
                 return latents.clone()
         return outputs.blacken(self.decode(latents, job.request.options), job.request.content)
+
+
+def _schedule(options: Options) -> Schedule:
+    """The noise schedule of a call: a caller's own, or one of the table."""
+    return SCHEDULES[options.schedule]() if isinstance(options.schedule, str) else options.schedule
 
 
 def _is_finite(result: Tensor) -> bool:

@@ -1,9 +1,10 @@
-"""How the C library handles the memory of large tensors on a CPU."""
+"""The C library's allocator on a CPU: freed blocks are kept for the next tensors."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1
 """glibc's numbers of two settings of its allocator."""
 _DEFAULTS = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024}
+_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+"""Environment variables by which a user sets them; one that is set is left alone, and with it all others."""
 
 _lock = threading.Lock()
 _users = 0
@@ -20,9 +23,9 @@ _users = 0
 
 @contextlib.contextmanager
 def kept_memory(device: torch.device) -> Iterator[None]:
-    """Meanwhile glibc, where there is one, keeps freed memory for the next tensors; then it goes back.
+    """Within it glibc, where there is one, keeps freed memory for the next tensors; then it goes back.
 
-    By default every large block goes back to the system at once and is asked for, and cleared, again at the
+    Without it, every large block goes back to the system at once and is asked for, and cleared, again at the
     next operation: a sixth of the time of a U-Net on a CPU.
     """
     global _users
@@ -47,7 +50,7 @@ def kept_memory(device: torch.device) -> Iterator[None]:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    if sys.platform.startswith("linux"):
+    if sys.platform.startswith("linux") and not any(name in os.environ for name in _VARIABLES):
         with contextlib.suppress(OSError):
             library = ctypes.CDLL(None)
             if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):

@@ -143,6 +143,7 @@ class Placement:
         with self._guard:
             if self.moves and _elsewhere(network, self.device):
                 _move(network, self.device)
+                self._streams.pop(network, None)  # its page-locked copies of the weights
 
     @contextlib.contextmanager
     def _bringing(self, network: nn.Module) -> Iterator[None]:

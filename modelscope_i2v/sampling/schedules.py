@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
-    """Alphas and sigmas of timesteps 0 … n-1, both [n]."""
+    """Alphas and sigmas of timesteps 0 … n-1, both [n]; equal is only the same object."""
 
     alphas: Tensor
     sigmas: Tensor

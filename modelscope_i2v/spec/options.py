@@ -19,6 +19,7 @@ SIZE_STEP = 8
 """Heights and widths are multiples of this many pixels (the autoencoder's factor)."""
 
 SCHEDULERS = ("ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc")
+SCHEDULES = ("sqrt_linear", "logsnr_cosine_interp", "cosine")
 OUTPUT_TYPES = ("mp4", "np", "pt", "pil", "latent")
 FITS = ("stretch", "crop", "pad")
 FIRST_FRAMES = ("free", "anchor")
@@ -51,6 +52,15 @@ def _tensor(value: Any) -> bool:
     if not (hasattr(value, "detach") and len(getattr(value, "shape", ())) in (4, 5)):
         return False
     return value.is_floating_point() and str(value.layout) == "torch.strided" and not value.is_meta
+
+
+def _scheduler(value: Any) -> Any:
+    return value if callable(value) else table.choice(*SCHEDULERS)(value)
+
+
+def _schedule(value: Any) -> Any:
+    given = all(hasattr(value, name) for name in ("alphas", "sigmas"))
+    return value if given else table.choice(*SCHEDULES)(value)
 
 
 def _generator(value: Any) -> bool:
@@ -143,7 +153,14 @@ class Options:
         cli=False,
     )
     scheduler: str = setting(
-        table.choice(*SCHEDULERS), "solver: " + ", ".join(SCHEDULERS), choices=SCHEDULERS
+        _scheduler,
+        "solver: " + ", ".join(SCHEDULERS) + "; in Python also a function such as those of sampling.solvers",
+        choices=SCHEDULERS,
+    )
+    schedule: str | None = setting(
+        _schedule,
+        "noise schedule, by default the one that the model was trained with; in Python also a Schedule",
+        choices=SCHEDULES,
     )
     eta: float = setting(table.number(0, 1), "fresh noise in each DDIM step, 0 (none) to 1", 0.0)
     fit: str = setting(
@@ -205,8 +222,9 @@ class Options:
         """What is worth writing into the file: every plain value that says how the video was made."""
         hidden = ("max_pixels", "num_videos")
         kept = (name for name, f in FIELDS.items() if f.metadata.get("cli", True) and name not in hidden)
-        values = ((name, getattr(self, name)) for name in kept)
-        return {name: value for name, value in values if value is not None}
+        values = {name: getattr(self, name) for name in kept}
+        values["scheduler"] = getattr(self.scheduler, "__name__", self.scheduler)
+        return {name: value for name, value in values.items() if isinstance(value, (str, int, float))}
 
 
 FIELDS = table.fields(Options)

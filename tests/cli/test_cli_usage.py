@@ -126,10 +126,12 @@ def test_the_version(run):
 def test_names_that_stand_in_for_tables_that_import_torch():
     from modelscope_i2v.checkpoints.convert import Target
     from modelscope_i2v.compute.attention import KERNELS
+    from modelscope_i2v.sampling.schedules import SCHEDULES
     from modelscope_i2v.sampling.solvers import SOLVERS
     from modelscope_i2v.spec import options, runtime
 
-    assert tuple(KERNELS) == runtime.ATTENTION and tuple(SOLVERS) == options.SCHEDULERS
+    assert tuple(KERNELS) == runtime.ATTENTION
+    assert tuple(SOLVERS) == options.SCHEDULERS and tuple(SCHEDULES) == options.SCHEDULES
     assert get_args(Target) == convert.LAYOUTS
 
 

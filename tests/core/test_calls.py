@@ -227,3 +227,31 @@ def test_a_picture_array_is_bgr_and_frames_are_rgb(xl):
     red[..., 2] = 255
     read = xl.prepare({"image": red}, **QUICK).image
     assert isinstance(read, Image.Image) and read.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_solver_and_a_schedule_of_ones_own(text):
+    from modelscope_i2v.sampling import schedules, solvers
+
+    wanted = text("a red star", seed=1, scheduler="ddim", **ARRAYS)
+    asked = []
+
+    def mine(denoise, x, schedule, *rest):
+        asked.append(schedule)
+        yield from solvers.ddim(denoise, x, schedule, *rest)
+
+    own = schedules.sqrt_linear()
+    made = text(["a red star"] * 2, seed=1, scheduler=mine, schedule=own, batch_size=2, **ARRAYS)
+    assert asked == [own] and np.array_equal(made[0], wanted)
+    other = text("a red star", seed=1, scheduler="ddim", schedule="cosine", **ARRAYS)
+    assert not np.array_equal(other, wanted)
+    for wrong in ({"scheduler": "dimm"}, {"schedule": "linear"}, {"scheduler": 5}):
+        with pytest.raises(InputError, match="it must be one of"):
+            text("a", **wrong, **QUICK)
+
+
+def test_settings_of_the_allocator_that_a_user_has_made_stay(monkeypatch):
+    from modelscope_i2v.memory import allocator
+
+    assert allocator._glibc() is not None
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    assert allocator._glibc() is None
