@@ -29,10 +29,11 @@ class VideoError(Exception):
     finished: Sequence[Any] = ()
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(_readable(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(readable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
+    """A text from anywhere as a line that a terminal can show."""
     text = _UNSEEN.sub("?", re.sub(r"[\t\r\n]+", " ", text))
     text = re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: _cut(word[0], _LONG_WORD), text)
     return _cut(text, _LONG_MESSAGE)

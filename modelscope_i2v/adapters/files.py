@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..checkpoints.kinds import identify
 from ..checkpoints.sections import Section
-from ..checkpoints.tensors import read_metadata, read_tensors
+from ..checkpoints.tensors import read_tensors
 from ..errors import CheckpointError
+from ..files import parse_json, reason
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's names of the two files in an adapter's directory."""
@@ -29,6 +31,8 @@ GENERIC = ("adapter_model", "pytorch_lora_weights")
 _SUFFIXES = (".safetensors", ".bin")
 _PEFT_ALPHA = 8
 """What PEFT takes where its configuration names no alpha."""
+_MOST_ALPHA = 1e6
+"""Beyond it a LoRA could only make noise."""
 
 # How the two matrices of a layer are called: by PEFT (a trainer's own state names the adapter too), by
 # diffusers before and after its attention processors, by kohya-ss's trainers.
@@ -38,6 +42,10 @@ _MATRIX = re.compile(
     r"|\.lora_(?P<kohya>down|up))\.weight"
 )
 _ALPHA = re.compile(r"(?P<layer>.+?)(?:\.lora|_lora)?\.alpha")
+_PIECE = re.compile(r"\^?(?:[\w.-]|\\\.)*")
+"""Of a pattern that stands for layers' names."""
+_WILD = 200
+"""Patterns with ``.*`` that a file may have."""
 _PREFIXES = ("base_model.model.", "unet.")
 
 _UNKNOWN = (
@@ -81,8 +89,8 @@ def read_lora(path: str | Path) -> LoraFile:
             low-rank matrices beside the layers (DoRA, biases, whole layers).
     """
     path = _weights(Path(path))
-    tensors = read_tensors(path).tensors
-    metadata = read_metadata(path)
+    file = read_tensors(path)
+    tensors, metadata = file.tensors, file.metadata
     config = _config(path, metadata)
     matrices: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
@@ -92,8 +100,11 @@ def read_lora(path: str | Path) -> LoraFile:
             side = matrix["peft"] or matrix["theirs"] or matrix["kohya"]
             side = {"A": "down", "B": "up"}.get(side, side)
             matrices.setdefault(_layer(matrix["layer"]), {})[side] = tensor
-        elif (alpha := _ALPHA.fullmatch(key)) and tensor.numel() == 1:
-            alphas[_layer(alpha["layer"])] = float(tensor)
+        elif (alpha := _ALPHA.fullmatch(key)) and tensor.numel() == 1 and not tensor.is_complex():
+            value = float(tensor)
+            if not 0 <= value <= _MOST_ALPHA:  # NaN fails this too
+                raise CheckpointError(f"{path}: {key} is {value:g} and should be from 0 to {_MOST_ALPHA:g}.")
+            alphas[_layer(alpha["layer"])] = value
         else:
             other.append(key)
     if not matrices:
@@ -106,21 +117,30 @@ def read_lora(path: str | Path) -> LoraFile:
             + (f" and {len(other) - 1:,} more" if len(other) > 1 else "")
             + ". Only pairs of low-rank matrices are applied here; not DoRA, biases or whole layers."
         )
-    pairs = {layer: _pair(path, layer, found, alphas, config) for layer, found in matrices.items()}
+    configured = _Alphas(config) if config else lambda layer: None
+
+    def alpha_of(layer: str) -> float | None:
+        return alphas[layer] if layer in alphas else configured(layer)
+
+    use_rslora = bool(config and config.values.get("use_rslora"))
+    pairs = {layer: _pair(path, layer, found, alpha_of, use_rslora) for layer, found in matrices.items()}
     return LoraFile(path, pairs, metadata.get("family"))
 
 
 def _weights(path: Path) -> Path:
     """The weights file that ``path`` means."""
-    if not path.is_dir():
-        if not path.exists():
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
             raise CheckpointError(f"There is no LoRA {path}: neither a file nor a directory.")
         return path
     for name in GENERIC:
         for suffix in _SUFFIXES:
-            if (path / (name + suffix)).is_file():
+            if os.path.exists(path / (name + suffix)):
                 return path / (name + suffix)
-    found = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    try:
+        found = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}.") from error
     if len(found) != 1:
         several = f"there are several: {', '.join(file.name for file in found)}. Name one of them"
         none = f"there is no {WEIGHTS} in it. Name the directory or file of a LoRA"
@@ -141,13 +161,10 @@ def _layer(name: str) -> str:
 def _config(path: Path, metadata: Mapping[str, str]) -> Section | None:
     """PEFT's configuration, beside the file or in its header; None where there is none."""
     beside = path.with_name(CONFIG)
-    if path.stem == GENERIC[0] and beside.is_file():
+    if path.stem == GENERIC[0] and os.path.exists(beside):
         config = Section.read(beside)
     elif METADATA in metadata:
-        try:
-            values = json.loads(metadata[METADATA])
-        except ValueError as error:
-            raise CheckpointError(f"{path}: its header's {METADATA} is no valid JSON: {error}.") from error
+        values = parse_json(metadata[METADATA], f"{path}: its header's {METADATA}")
         if not isinstance(values, dict):
             raise CheckpointError(f"{path}: its header's {METADATA} should be a JSON object.")
         values = {key.removeprefix("unet."): value for key, value in values.items()}
@@ -171,14 +188,18 @@ def _pair(
     path: Path,
     layer: str,
     found: Mapping[str, Tensor],
-    alphas: Mapping[str, float],
-    config: Section | None,
+    alphas: Callable[[str], float | None],
+    use_rslora: bool,
 ) -> Pair:
     if len(found) != 2:
         lost = "second (up, B)" if "down" in found else "first (down, A)"
         raise CheckpointError(f"{path} is incomplete: the {lost} matrix of {layer} is missing.")
-    down, up = found["down"], found["up"]
-    if min(down.ndim, up.ndim) < 2 or not down.is_floating_point() or down.shape[0] != up.shape[1]:
+    down, up = (
+        matrix.to(torch.float32) if matrix.is_floating_point() and matrix.itemsize == 1 else matrix
+        for matrix in (found["down"], found["up"])
+    )  # of float8, torch computes nothing
+    floats = down.is_floating_point() and up.is_floating_point()
+    if min(down.ndim, up.ndim) < 2 or not floats or down.shape[0] != up.shape[1]:
         raise CheckpointError(
             f"{path}: the matrices of {layer}, {list(down.shape)} and {list(up.shape)}, make no pair: they "
             "should be [rank, in] and [out, rank]."
@@ -188,28 +209,57 @@ def _pair(
     rank = len(down)
     if rank == 0:
         raise CheckpointError(f"{path}: the matrices of {layer} are of rank 0.")
-    values: Mapping[str, Any] = config.values if config else {}
-    alpha = alphas.get(layer)
-    if alpha is None and config is not None:
-        alpha = _alpha(config, layer)
-    if alpha is None:
-        alpha = rank
-    return Pair(down, up, alpha / (math.sqrt(rank) if values.get("use_rslora") else rank))
+    alpha = alphas(layer)
+    alpha = rank if alpha is None else alpha
+    return Pair(down, up, alpha / (math.sqrt(rank) if use_rslora else rank))
 
 
-def _alpha(config: Section, layer: str) -> float:
-    """What PEFT's configuration says for a layer."""
-    patterns = config.section("alpha_pattern")
-    for pattern in patterns.values:  # the ends of names, as regular expressions; the first that fits counts
-        try:
-            fits = re.fullmatch(rf"(.*\.)?({pattern})", layer)
-        except re.error as error:
-            raise config.error(
-                "alpha_pattern", f"of regular expressions; {pattern!r} is none: {error}"
-            ) from None
-        if fits:
-            alpha = patterns.number(pattern)
-            break
-    else:
-        alpha = config.number("lora_alpha")
-    return _PEFT_ALPHA if alpha is None else alpha
+class _Alphas:
+    """What PEFT's configuration says of the layers' alphas.
+
+    To PEFT, ``alpha_pattern`` holds regular expressions for layers' names or their ends, of which the first
+    that fits counts. A file's may take for ever, so just names are read, in which ``.*`` may stand for
+    anything, and alternatives of them.
+    """
+
+    def __init__(self, config: Section) -> None:
+        patterns = config.section("alpha_pattern")
+        self._standard = config.number("lora_alpha", at_most=_MOST_ALPHA)
+        self._values = [patterns.number(pattern, at_most=_MOST_ALPHA) for pattern in patterns.values]
+        self._names: dict[str, int] = {}
+        self._wild: list[tuple[int, list[str]]] = []
+        for index, pattern in enumerate(patterns.values):
+            for alternative in pattern.split("|"):
+                pieces = alternative.removesuffix("$").split(".*")
+                if not all(map(_PIECE.fullmatch, pieces)) or len(self._wild) > _WILD:
+                    raise config.error(
+                        "alpha_pattern",
+                        f"of names of layers, with .* for anything and | between several; {pattern!r} is not",
+                    )
+                pieces = [piece.replace("\\.", ".") for piece in pieces]
+                if len(pieces) == 1:
+                    self._names.setdefault(pieces[0], index)
+                else:
+                    self._wild.append((index, pieces))
+
+    def __call__(self, layer: str) -> float:
+        ends = [layer[dot.end() :] for dot in re.finditer(r"^|\.", layer)]
+        fitting = [self._names[end] for end in (f"^{layer}", *ends) if end in self._names]
+        fitting += [index for index, pieces in self._wild if _fits(pieces, layer)]
+        alpha = self._values[min(fitting)] if fitting else self._standard
+        return _PEFT_ALPHA if alpha is None else alpha
+
+
+def _fits(pieces: list[str], layer: str) -> bool:
+    """Whether the pieces stand one behind the other in a name, the last at its end."""
+    first, *middle, last = pieces
+    if first.startswith("^"):
+        at = len(first) - 1 if layer.startswith(first[1:]) else -1
+    else:  # where a part of the name begins; the earliest place leaves most to the others
+        at = f".{layer}".find(f".{first}")
+        at += len(first) if at >= 0 else 0
+    for piece in middle:
+        if at >= 0:
+            at = layer.find(piece, at)
+            at += len(piece) if at >= 0 else 0
+    return 0 <= at <= len(layer) - len(last) and layer.endswith(last)

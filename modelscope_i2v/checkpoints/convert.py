@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from ..encoders.clip import ImageEncoder, TextEncoder
 from ..errors import CheckpointError, InputError, OutputError
+from ..files import replace_file, replace_folder
 from ..networks.autoencoder import AutoencoderKL
 from ..networks.stunet import STUNet
 from ..progress import bar
@@ -94,9 +93,9 @@ def convert(
         raise InputError(f"to={to!r} is no layout; it can be {', '.join(get_args(Target))}.")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is not known; it can be {', '.join(DTYPES)}.")
-    if not src.exists():
+    if not os.path.exists(src):
         raise CheckpointError(f"There is no file or directory {src}.")
-    single = src.is_file()
+    single = not os.path.isdir(src)
     if single and to == "diffusers":
         raise InputError(
             f"{src} is one file; to='diffusers' needs the model directory around it, or use to='safetensors'."
@@ -105,7 +104,7 @@ def convert(
         raise InputError(f"as_published is for to='diffusers'; this is to={to!r}.")
     _check_target(src, dst, single, force)
     wanted = None if dtype is None else DTYPES[dtype]
-    with _errors_told(dst), _in_place(dst, directory=not single) as place:
+    with replace_file(dst) if single else replace_folder(dst) as place:
         if single:
             files = [_single(src, place, to, wanted)]
         elif to == "diffusers":
@@ -118,11 +117,11 @@ def convert(
 
 
 def _check_target(src: Path, dst: Path, single: bool, force: bool) -> None:
-    if not dst.absolute().parent.is_dir():
+    if not os.path.isdir(dst.absolute().parent):
         raise OutputError(f"The folder {dst.absolute().parent} of the target does not exist: make it first.")
     if src.resolve() == dst.resolve() or dst.resolve() in src.resolve().parents:
         raise OutputError(f"The target {dst} holds the source {src}: give it a name of its own.")
-    if not dst.exists():
+    if not os.path.exists(dst):
         return
     what, other = ("file", "directory") if dst.is_file() else ("directory", "file")
     if dst.is_dir() == single:
@@ -132,44 +131,6 @@ def _check_target(src: Path, dst: Path, single: bool, force: bool) -> None:
     of_a_model = any((dst / name).is_file() for name in (CONFIGURATION, MODEL_INDEX))
     if dst.is_dir() and any(dst.iterdir()) and not of_a_model:
         raise OutputError(f"{dst} is no model directory, so it is not replaced, not even by force.")
-
-
-@contextlib.contextmanager
-def _errors_told(dst: Path) -> Iterator[None]:
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"The disk is full: {dst} was not written, nothing of it is left.") from error
-        raise OutputError(f"{dst} cannot be written: {error.strerror or error}.") from error
-
-
-@contextlib.contextmanager
-def _in_place(dst: Path, directory: bool) -> Iterator[Path]:
-    """A path beside ``dst``, which takes its place if nothing fails and is removed if something does."""
-    dst = dst.absolute()
-    place = dst.with_name(f".{dst.name}.{os.getpid()}.part")
-    old = dst.with_name(f".{dst.name}.{os.getpid()}.old")
-    try:
-        if directory:
-            place.mkdir()
-        yield place
-        if directory and dst.exists():  # a directory cannot be replaced in one step
-            os.replace(dst, old)
-        try:
-            os.replace(place, dst)
-        except OSError:
-            if old.exists():
-                os.replace(old, dst)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        if directory:
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            place.unlink(missing_ok=True)
 
 
 def _write(files: Sequence[_File], dst: Path, progress: bool | None) -> None:

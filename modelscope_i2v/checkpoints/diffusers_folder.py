@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any, Protocol
 
 from ..errors import CheckpointError
 from ..spec.families import I2VGEN_XL, LATENT_SCALE, TEXT_TO_VIDEO, Family
-from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
+from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig, clip_misfit
+from ..spec.options import SIZE_STEP
 from .key_maps import Layout, autoencoder_names, image_names, text_names, unet_names
 from .kinds import Part
-from .sections import Section
+from .sections import DEEPEST, LARGEST, Section, checked_options
 from .tensors import TensorFile, read_tensors
 
 MODEL_INDEX = "model_index.json"
@@ -80,19 +82,24 @@ class DiffusersFolder:
             unet=_unet(unet, family),
             autoencoder=autoencoder,
             clip=clip,
-            defaults={} if family.reads_image else _size(unet, autoencoder.factor),
+            defaults={}
+            if family.reads_image
+            else checked_options(_size(unet, autoencoder.factor), unet.file),
             doubled=family.unet.local_image and bool(unet.get(DOUBLED, bool, "true or false")),
         )
 
-    def read(self, part: Part) -> TensorFile:
+    def read(self, part: Part, *, mmap: bool = True) -> TensorFile:
         """The weights of one of the hub's networks, by the hub's names, memory-mapped.
+
+        Args:
+            mmap: see :func:`modelscope_i2v.checkpoints.tensors.read_tensors`.
 
         Raises CheckpointError for files that are missing or do not fit their configuration.
         """
         files = []
         for layout in layouts(self, part, self.doubled):
             folder = self.path / layout.component
-            theirs = _weights(folder)
+            theirs = _weights(folder, mmap)
             files.append(replace(theirs, tensors=layout.to_hub(theirs.tensors, folder)))
         return TensorFile.joined(files[0].path, files)
 
@@ -147,7 +154,7 @@ def _blocks(shapes: dict[str, Any], tower: str) -> int:
 
 def _config(path: Path, component: str) -> Section:
     file = path / component / "config.json"
-    if not file.is_file():
+    if not os.path.exists(file):
         raise CheckpointError(
             f"{path} lacks its component {component}: there is no {file}. Get the folder again, with all "
             f"that its {MODEL_INDEX} names."
@@ -155,8 +162,8 @@ def _config(path: Path, component: str) -> Section:
     return Section.read(file)
 
 
-def _required(section: Section, key: str, standard: int | None = None) -> int:
-    value = section.integer(key)
+def _required(section: Section, key: str, standard: int | None = None, at_most: int = LARGEST) -> int:
+    value = section.integer(key, at_most=at_most)
     value = standard if value is None else value
     if value is None:
         raise section.error(key, "a whole number from 1 up")
@@ -191,7 +198,7 @@ def _unet(section: Section, family: Family) -> STUNetConfig:
         out_dim=_required(section, "out_channels", 4),
         dim=widths[0],
         dim_mult=tuple(width // widths[0] for width in widths),
-        res_blocks=_required(section, "layers_per_block", 2),
+        res_blocks=_required(section, "layers_per_block", 2, DEEPEST),
         attn_scales=tuple(0.5**level for level, name in enumerate(down) if name != "DownBlock3D"),
         num_heads=TRANSFORMER_IN_HEADS,
         head_dim=head_dim,
@@ -219,15 +226,18 @@ def _autoencoder(section: Section) -> AutoencoderConfig:
         raise section.error("block_out_channels", "multiples of the first, and that a multiple of 32")
     _same(section, {"norm_num_groups": 32, "act_fn": "silu", "scaling_factor": LATENT_SCALE})
     latent = _required(section, "latent_channels", 4)
-    return AutoencoderConfig(
+    config = AutoencoderConfig(
         ch=widths[0],
         ch_mult=tuple(width // widths[0] for width in widths),
-        num_res_blocks=_required(section, "layers_per_block", 2),
+        num_res_blocks=_required(section, "layers_per_block", 2, DEEPEST),
         in_channels=_required(section, "in_channels", 3),
         out_ch=_required(section, "out_channels", 3),
         z_channels=latent,
         embed_dim=latent,
     )
+    if SIZE_STEP % config.factor:
+        raise section.error("block_out_channels", f"at most four: sizes are multiples of {SIZE_STEP} pixels")
+    return config
 
 
 def _clip(text: Section, image: Section | None, unread_layers: int) -> CLIPConfig:
@@ -242,11 +252,12 @@ def _clip(text: Section, image: Section | None, unread_layers: int) -> CLIPConfi
     width = _required(text, "hidden_size")
     text_cfg = {
         "context_length": _required(text, "max_position_embeddings", 77),
-        "vocab_size": _required(text, "vocab_size", 49408),
+        "vocab_size": _required(text, "vocab_size", 49408, 1 << 20),
         "width": width,
         "heads": _required(text, "num_attention_heads"),
-        "layers": _required(text, "num_hidden_layers") + unread_layers,
+        "layers": _required(text, "num_hidden_layers", at_most=DEEPEST) + unread_layers,
     } | _mlp_ratio(text)
+    _check_towers(text, _UNREAD_VISION, text_cfg)
     if image is None:
         whole = text_cfg == VIT_H_14["text_cfg"]
         custom = {"embed_dim": width, "vision_cfg": _UNREAD_VISION, "text_cfg": text_cfg}
@@ -255,15 +266,21 @@ def _clip(text: Section, image: Section | None, unread_layers: int) -> CLIPConfi
     if image_width % heads:
         raise image.error("num_attention_heads", f"a divisor of hidden_size ({image_width})")
     vision_cfg = {
-        "image_size": _required(image, "image_size", 224),
-        "layers": _required(image, "num_hidden_layers"),
+        "image_size": _required(image, "image_size", 224, 4096),
+        "layers": _required(image, "num_hidden_layers", at_most=DEEPEST),
         "width": image_width,
         "head_width": image_width // heads,
         "patch_size": _required(image, "patch_size"),
     } | _mlp_ratio(image)
+    _check_towers(image, vision_cfg, text_cfg)
     projection = _required(image, "projection_dim")
     custom = {"embed_dim": projection, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
     return CLIPConfig() if custom == VIT_H_14 else CLIPConfig(custom=custom)
+
+
+def _check_towers(section: Section, vision_cfg: dict[str, Any], text_cfg: dict[str, Any]) -> None:
+    if problem := clip_misfit(vision_cfg, text_cfg):
+        raise CheckpointError(f"{section.file} does not work: as open_clip calls it, {problem}.")
 
 
 def _mlp_ratio(section: Section) -> dict[str, float]:
@@ -288,14 +305,14 @@ def _predicting(path: Path, family: Family) -> Family:
     return family
 
 
-def _weights(folder: Path) -> TensorFile:
+def _weights(folder: Path, mmap: bool) -> TensorFile:
     """All weights of a component: one file, or the shards that an index names."""
     for name in _candidates(folder):
-        if not (folder / name).is_file():
+        if not os.path.exists(folder / name):
             continue
         if name.endswith(".json"):
-            return _shards(folder / name)
-        return read_tensors(folder / name)
+            return _shards(folder / name, mmap)
+        return read_tensors(folder / name, mmap=mmap)
     raise CheckpointError(
         f"There are no weights in {folder}: it should hold {_NAMES[0]}.safetensors, {_NAMES[1]}.safetensors "
         "or .bin, or shards with their index. Get the folder again."
@@ -312,14 +329,15 @@ def _candidates(folder: Path) -> Iterator[str]:
                 yield f"{name}{variant}.{suffix}.index.json"
 
 
-def _shards(index: Path) -> TensorFile:
+def _shards(index: Path, mmap: bool) -> TensorFile:
     root = Section.read(index)
-    names = sorted(set(root.section("weight_map").values.values()))
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    values = root.section("weight_map").values.values()
+    if not values or not all(isinstance(name, str) and Path(name).name == name != ".." for name in values):
         raise root.error("weight_map", "an object that names a file of the same folder for each tensor")
+    names = sorted(set(values))
     for name in names:
-        if not (index.parent / name).is_file():
+        if not os.path.exists(index.parent / name):
             raise CheckpointError(
                 f"The shard {index.parent / name}, which {index} names, is missing: get it too."
             )
-    return TensorFile.joined(index.parent, [read_tensors(index.parent / name) for name in names])
+    return TensorFile.joined(index.parent, [read_tensors(index.parent / name, mmap=mmap) for name in names])

@@ -5,22 +5,35 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..spec.families import FAMILIES, TASKS, TEXT_TO_VIDEO, Family
-from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
-from ..spec.options import SCHEDULERS
+from ..spec.network import (
+    TEXT_SIZES,
+    VISION_SIZES,
+    AutoencoderConfig,
+    CLIPConfig,
+    STUNetConfig,
+    clip_misfit,
+)
+from ..spec.options import SCHEDULERS, SIZE_STEP
 from .diffusers_folder import MODEL_INDEX, DiffusersFolder
 from .kinds import Part, identify
-from .sections import Section, given
+from .sections import DEEPEST, LARGEST, Section, checked_options, given
 from .tensors import SUFFIXES, TensorFile, read_tensors
 
 CONFIGURATION = "configuration.json"
 
-_UNET_SIZES = ("in_dim", "dim", "context_dim", "out_dim", "num_heads", "head_dim", "res_blocks")
+SHARED = "MODELSCOPE_I2V_SHARED"
+"""The environment variable that names folders, separated as in PATH, whose files any model may name."""
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
+
+_UNET_SIZES = ("in_dim", "dim", "context_dim", "out_dim", "num_heads", "head_dim")
 _GROUPS = 32
 """Group normalisation splits the channels of every network here into so many."""
 
@@ -60,9 +73,9 @@ class ModelDirectory:
                 model of another task.
         """
         path = Path(path)
-        if path.is_file():
+        if os.path.isfile(path):
             raise CheckpointError(f"{path} is a file; the model directory around it is needed here.")
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise CheckpointError(f"There is no directory {path}.")
         if task is not None and task not in TASKS:
             raise CheckpointError(f"{task!r} is no task of this package; it has {', '.join(TASKS)}.")
@@ -78,8 +91,8 @@ class ModelDirectory:
     @classmethod
     def _read(cls, path: Path, task: str | None, new_unet: bool) -> ModelDirectory:
         file = path / CONFIGURATION
-        root = Section.read(file) if file.is_file() else None
-        if (path / MODEL_INDEX).is_file() and (root is None or "model" not in root.values):
+        root = Section.read(file) if os.path.exists(file) else None
+        if os.path.exists(path / MODEL_INDEX) and (root is None or "model" not in root.values):
             return cls._of_folder(DiffusersFolder.open(path), task)
         if root is None:
             root = Section(_recognised(path), "", file)
@@ -90,7 +103,7 @@ class ModelDirectory:
         return cls(
             path=path,
             family=family,
-            unet_path=path / (args.text("ckpt_unet") or family.unet_file)
+            unet_path=_named(path, args, "ckpt_unet") or path / family.unet_file
             if new_unet
             else _weights(path, args, "ckpt_unet", family.unet_file),
             clip_path=_weights(path, args, "ckpt_clip", family.clip_file),
@@ -118,16 +131,18 @@ class ModelDirectory:
             folder=folder,
         )
 
-    def read(self, part: Part) -> TensorFile:
+    def read(self, part: Part, *, mmap: bool = True) -> TensorFile:
         """The weights of one of the networks, by the hub's names in any layout.
+
+        Args:
+            mmap: see :func:`modelscope_i2v.checkpoints.tensors.read_tensors`.
 
         Raises CheckpointError for files that are missing, damaged or do not fit their configuration.
         """
         if self.folder is not None:
-            return self.folder.read(part)
-        return read_tensors(
-            {"unet": self.unet_path, "clip": self.clip_path, "autoencoder": self.autoencoder_path}[part]
-        )
+            return self.folder.read(part, mmap=mmap)
+        path = {"unet": self.unet_path, "clip": self.clip_path, "autoencoder": self.autoencoder_path}[part]
+        return read_tensors(path, mmap=mmap)
 
 
 @functools.lru_cache(maxsize=8)
@@ -197,11 +212,11 @@ def _family(root: Section, wanted: str | None) -> Family:
 def _by_file(families: list[Family], root: Section) -> Family:
     """Of families that share their names, the one that the U-Net's file is for: by its name, or its keys."""
     directory = root.file.parent
-    name = root.section("model").section("model_args").text("ckpt_unet")
+    named = _named(directory, root.section("model").section("model_args"), "ckpt_unet")
     for family in families:
-        if name is None and _existing(directory / family.unet_file):
+        if named is None and _existing(directory / family.unet_file):
             return family
-    path = _existing(directory / name) if name else None
+    path = _existing(named) if named else None
     kind = identify(read_tensors(path).tensors) if path else None
     return next((family for family in families if kind and family.name in kind.families), families[0])
 
@@ -209,22 +224,47 @@ def _by_file(families: list[Family], root: Section) -> Family:
 def _existing(path: Path) -> Path | None:
     """That file, or the same with another suffix of weights."""
     candidates = (path, *(path.with_suffix(suffix) for suffix in SUFFIXES))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    return next((one for one in candidates if os.path.exists(one) and not os.path.isdir(one)), None)
+
+
+def _named(directory: Path, args: Section, key: str) -> Path | None:
+    """The path that ``model_args`` gives for a file, which leaves the directory only where that is allowed.
+
+    Links in the directory may lead anywhere: hubs' caches are made of them.
+    """
+    name = args.text(key)
+    if name is None:
+        return None
+    top, path = os.path.abspath(directory), directory / name
+    inside = os.path.normpath(os.path.join(top, name)).startswith(os.path.join(top, ""))
+    if "\0" in name or not (inside or _shared(path)):
+        raise args.error(
+            key,
+            "the name of a file in that directory. Put the file or a link to it there, or name its folder in "
+            f"the environment variable {SHARED}",
+        )
+    return path
+
+
+def _shared(path: Path) -> bool:
+    """Whether a file is in a folder that models may share: the embedded models', and the user's."""
+    folders = [str(EMBEDDED), *filter(None, os.environ.get(SHARED, "").split(os.pathsep))]
+    real = os.path.realpath(path)
+    return any(real.startswith(os.path.join(os.path.realpath(folder), "")) for folder in folders)
 
 
 def _weights(directory: Path, args: Section, key: str, usual: str) -> Path:
     """The file that ``model_args`` names, or the hub's usual one; perhaps with another suffix."""
-    named = args.text(key)
-    path = directory / (named or usual)
-    if (found := _existing(path)) is not None:
+    named = _named(directory, args, key)
+    if (found := _existing(named or directory / usual)) is not None:
         return found
     if named is None:
         raise CheckpointError(
             f"{args.file}: {args.dotted(key)} is missing; it should name a weights file in that directory."
         )
-    held = sorted(file.name for file in directory.iterdir() if file.suffix in SUFFIXES)
+    held = sorted(name for name in os.listdir(directory) if name.endswith(SUFFIXES))
     raise CheckpointError(
-        f"There is no file {path}, which {args.dotted(key)} names. The directory "
+        f"There is no file {named}, which {args.dotted(key)} names. The directory "
         + (f"holds {', '.join(held)}." if held else "holds no weights at all: download the model again.")
     )
 
@@ -242,7 +282,7 @@ def _predicting(cfg: Section, family: Family) -> Family:
 def _unet(cfg: Section, family: Family) -> STUNetConfig:
     sizes = given(**{name: cfg.integer(f"unet_{name}") for name in _UNET_SIZES})
     sizes |= given(dim_mult=cfg.integers("unet_dim_mult"), attn_scales=cfg.numbers("unet_attn_scales"))
-    sizes |= given(dropout=cfg.number("unet_dropout"))
+    sizes |= given(dropout=cfg.number("unet_dropout", at_most=1), res_blocks=_depth(cfg, "unet_res_blocks"))
     if family.reads_image:  # text-to-video's unet_y_dim is of no use in its network
         sizes |= given(image_dim=cfg.integer("unet_y_dim"), image_tokens=cfg.integer("unet_image_tokens"))
     if str(cfg.values.get("temporal_attention", True)).lower() != "true":
@@ -251,6 +291,10 @@ def _unet(cfg: Section, family: Family) -> STUNetConfig:
     config = replace(family.unet, **sizes)
     if config.dim % _GROUPS:
         raise cfg.error("unet_dim", f"a multiple of {_GROUPS}")
+    if config.dim * max(config.dim_mult) > LARGEST:
+        raise cfg.error("unet_dim_mult", f"so small that no level has more than {LARGEST:,} channels")
+    if config.num_heads * config.head_dim > LARGEST:
+        raise cfg.error("unet_num_heads", f"so few that all have no more than {LARGEST:,} channels")
     if any(config.dim * multiple % config.head_dim for multiple in config.dim_mult):
         raise CheckpointError(
             f"{cfg.file}: {cfg.dotted('unet_head_dim')} is {config.head_dim} and should divide unet_dim "
@@ -261,30 +305,60 @@ def _unet(cfg: Section, family: Family) -> STUNetConfig:
 
 def _autoencoder(cfg: Section) -> AutoencoderConfig:
     section = cfg.section("ddconfig")
-    sizes = ("ch", "num_res_blocks", "in_channels", "out_ch", "z_channels", "embed_dim")
+    sizes = ("ch", "in_channels", "out_ch", "z_channels", "embed_dim")
     config = AutoencoderConfig(
-        **given(**{name: section.integer(name) for name in sizes}, ch_mult=section.integers("ch_mult"))
+        **given(
+            **{name: section.integer(name) for name in sizes},
+            num_res_blocks=_depth(section, "num_res_blocks"),
+            ch_mult=section.integers("ch_mult"),
+        )
     )
     if config.ch % _GROUPS:
         raise section.error("ch", f"a multiple of {_GROUPS}")
+    if config.ch * max(config.ch_mult) > LARGEST:
+        raise section.error("ch_mult", f"so small that no level has more than {LARGEST:,} channels")
+    if SIZE_STEP % config.factor:
+        raise section.error(
+            "ch_mult",
+            f"a list of at most four numbers: heights and widths are multiples of {SIZE_STEP} pixels",
+        )
     return config
+
+
+def _depth(section: Section, key: str) -> int | None:
+    """Blocks one behind the other: each takes time to build, however small the file is."""
+    return section.integer(key, at_most=DEEPEST)
 
 
 def _clip(cfg: Section) -> CLIPConfig:
     value = cfg.values.get("clip")
     if value is None:
         return CLIPConfig()
-    if type(value) is str and value:
+    if type(value) is str and re.fullmatch(
+        r"[\w.-]{1,100}", value
+    ):  # with a colon, open_clip reads or fetches
         return CLIPConfig(architecture=value)
     if type(value) is not dict:
         raise cfg.error("clip", "the name of an open_clip architecture, or its configuration as an object")
     section = cfg.section("clip")
-    if section.integer("embed_dim") is None:
+    section.only(("embed_dim", "vision_cfg", "text_cfg"), "absent: only sizes are taken from there")
+    custom: dict[str, Any] = {"embed_dim": section.integer("embed_dim")}
+    if custom["embed_dim"] is None:
         raise section.error("embed_dim", "a whole number from 1 up")
-    for key in ("vision_cfg", "text_cfg"):
-        if not section.section(key).values:
+    for key, standard in (("vision_cfg", VISION_SIZES), ("text_cfg", TEXT_SIZES)):
+        tower = section.section(key)
+        if not tower.values:
             raise section.error(key, "an object as in open_clip's model configurations")
-    return CLIPConfig(custom=value)
+        tower.only((*standard, "mlp_ratio"), f"absent: only {', '.join((*standard, 'mlp_ratio'))} are taken")
+        bounds = {"layers": DEEPEST, "image_size": 4096, "vocab_size": 1 << 20}
+        sizes = {name: tower.integer(name, at_most=bounds.get(name, LARGEST)) for name in standard}
+        ratio = tower.number("mlp_ratio", at_most=64)
+        custom[key] = standard | given(**sizes, mlp_ratio=ratio)
+        if ratio is not None and custom[key]["width"] * ratio < 1:
+            raise tower.error("mlp_ratio", "a number above 0, usually 4")
+    if problem := clip_misfit(custom["vision_cfg"], custom["text_cfg"]):
+        raise CheckpointError(f"{cfg.file}: {section.name}.{problem}.")
+    return CLIPConfig(custom=custom)
 
 
 def _defaults(args: Section, cfg: Section, family: Family, autoencoder: AutoencoderConfig) -> dict[str, Any]:
@@ -300,13 +374,14 @@ def _defaults(args: Section, cfg: Section, family: Family, autoencoder: Autoenco
         fast = mode == "fast"
         options["scheduler"] = "dpmpp_2m_sde" if fast else "heun"
         options["num_inference_steps"] = 30 if fast else 50
-    return options | given(
+    options |= given(
         height=cfg.integer("height"),
         width=cfg.integer("width"),
         num_inference_steps=cfg.integer("num_inference_steps"),
         guidance_scale=cfg.number("guidance_scale"),
         **_own_options(cfg, family),
     )
+    return checked_options(options, cfg.file)
 
 
 def _own_options(cfg: Section, family: Family) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
 from ..spec.families import TEXT_TO_VIDEO
 from ..spec.network import AutoencoderConfig, CLIPConfig
 from .directory import CONFIGURATION, ModelDirectory
@@ -30,8 +31,9 @@ def write_configuration(model: ModelDirectory, directory: Path, files: dict[Part
     """Writes ``directory``/configuration.json: the model's own, if there is one, with new file names."""
     own = model.path / CONFIGURATION
     described = model.folder is None and own.is_file()
-    content = json.loads(own.read_text(encoding="utf-8-sig")) if described else _made(model)
-    arguments = content.setdefault("model", {}).setdefault("model_args", {})
+    content = read_json(own) if described else _made(model)
+    content["model"] = dict(content.get("model") or {})
+    arguments = content["model"]["model_args"] = dict(content["model"].get("model_args") or {})
     arguments |= {ARGUMENTS[part]: name for part, name in files.items()}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (directory / CONFIGURATION).write_text(text, encoding="utf-8", newline="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, readable
 from ..spec.families import FAMILIES, Family
 from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
 from .directory import ModelDirectory
@@ -90,7 +91,7 @@ class Report:
         return lines
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(map(readable, self.lines()))  # names in files may be anything
 
 
 def inspect(path: str | Path) -> Report:
@@ -103,7 +104,7 @@ def inspect(path: str | Path) -> Report:
         CheckpointError: for what cannot be read at all.
     """
     path = Path(path)
-    if not path.is_file():
+    if os.path.isdir(path) or not os.path.exists(path):
         directory = ModelDirectory.open(path)
         reports = [
             _report(place, directory.read(part), expected)

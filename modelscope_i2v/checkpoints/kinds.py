@@ -73,14 +73,12 @@ KINDS = (
 )
 """From the special to the general: the first whose marks are all there is it."""
 
+_MARKS = {mark for kind in KINDS for mark in kind.marks}
+
 
 def identify(keys: Iterable[str]) -> Kind | None:
     """The kind of file that has such keys, or None."""
-    ends = set()
+    found = set()
     for key in keys:
-        ends.add(key)
-        position = key.find(".") + 1
-        while position:
-            ends.add(key[position:])
-            position = key.find(".", position) + 1
-    return next((kind for kind in KINDS if all(mark in ends for mark in kind.marks)), None)
+        found |= {mark for mark in _MARKS if key == mark or key.endswith(f".{mark}")}
+    return next((kind for kind in KINDS if found.issuperset(kind.marks)), None)

@@ -78,7 +78,7 @@ def load_module(
 
     Nothing is initialised first, and each tensor is cast once, where it will live. On the CPU,
     tensors that have the right type and layout already are not copied: the module's parameters then are
-    the mapped file. Others are read by several threads.
+    the mapped file, unless that was opened with ``mmap=False``. Others are read by several threads.
 
     Args:
         module: changed in place, then in evaluation mode and without gradients.
@@ -98,9 +98,13 @@ def load_module(
     named = tensors.tensors if isinstance(tensors, TensorFile) else tensors
     expected = module.state_dict()
     given = select(named, expected)
-    problems = differences(expected, given, ignore)
-    if problems:
-        raise CheckpointError(explain(problems, named, source or (file.path if file else "this file")))
+    source = source or (file.path if file else "this file")
+    if problems := differences(expected, given, ignore):
+        raise CheckpointError(explain(problems, named, source))
+    for key, tensor in expected.items():
+        if tensor.is_floating_point() and not given[key].is_floating_point():
+            kind = str(given[key].dtype).removeprefix("torch.")
+            raise CheckpointError(f"{source}: {key} has numbers of the type {kind}; weights are floats.")
 
     device = torch.empty(0, device=device).device  # of a GPU also its number, which threads do not share
     layouts, scratch = layouts or {}, Scratch()
@@ -111,14 +115,17 @@ def load_module(
         if tensor.is_floating_point():
             wanted = torch.float32 if key in keep_float32 else dtype
         layout = layouts.get(key, torch.contiguous_format)
-        if (tensor.device, tensor.dtype) == (device, wanted) and tensor.is_contiguous(memory_format=layout):
+        fits = (tensor.device, tensor.dtype) == (device, wanted) and tensor.is_contiguous(
+            memory_format=layout
+        )
+        if fits and (file is None or file.mmap):
             return tensor
         if file is not None:
             tensor = file.read(tensor, scratch)
         if tensor.dtype == torch.float64:  # MPS has none
             tensor = tensor.to(wanted)
         # Casting after the transfer leaves the work to the faster side.
-        copy = tensor.to(device).to(wanted, memory_format=layout)
+        copy = tensor.to(device).to(wanted, memory_format=layout, copy=device.type == "cpu")
         if file is not None:
             file.release(given[key])
         return copy

@@ -12,6 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+from ..files import open_regular
+from .pickles import Damaged
+
 
 class Scratch(threading.local):
     """Memory that each thread takes again and again, for memory that is new has to be cleared first."""
@@ -30,13 +34,18 @@ class MappedFile:
     """Maps a whole file copy-on-write: what is written to its tensors never reaches the disk.
 
     The mapping lives as long as this object or any tensor from it. The file may be replaced
-    meanwhile (``os.replace``; not on Windows), but not be overwritten in place or cut.
+    meanwhile (``os.replace``; not on Windows), but not be overwritten in place or cut: the system ends a
+    process (SIGBUS) that touches a mapped page which its file no longer has. :meth:`read` touches none.
+
+    Raises CheckpointError for what is no file, or an empty one.
     """
 
     def __init__(self, path: Path) -> None:
-        file = path.open("rb", buffering=0)
+        file = open_regular(path)
         weakref.finalize(self, file.close)
         self._file = file.fileno()
+        if os.fstat(self._file).st_size == 0:
+            raise CheckpointError(f"{path} is empty (0 bytes): download it again.")
         self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
         self._announce("RANDOM")  # or each look at a few bytes would read ahead
         self.size = len(self._map)
@@ -60,13 +69,13 @@ class MappedFile:
         """``count`` numbers from byte ``offset`` on, as a flat tensor that shares the mapping.
 
         Raises:
-            EOFError: where the file ends before them.
+            Damaged: where the file ends before them.
         """
         if count == 0:
             return torch.empty(0, dtype=dtype)
         length = count * dtype.itemsize
         if offset < 0 or count < 0 or offset + length > self.size:
-            raise EOFError(f"the file ends at byte {self.size} and a tensor at {offset + length}")
+            raise Damaged(f"the file ends at byte {self.size} and a tensor at {offset + length}")
         if offset % dtype.itemsize == 0:
             return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset)
         return torch.frombuffer(self._map, dtype=torch.uint8, count=length, offset=offset).clone().view(dtype)
@@ -77,17 +86,18 @@ class MappedFile:
         Reading a tensor takes half the time of touching its pages in the mapping.
         """
         start = tensor.data_ptr() - self._address
-        if not hasattr(os, "preadv") or not tensor.is_contiguous() or not 0 <= start < self.size:
+        if not hasattr(os, "preadv") or not tensor.numel() or not 0 <= start < self.size:
             return tensor
         self._announce("NORMAL")
-        memory = scratch(tensor.nbytes)
+        steps = zip(tensor.shape, tensor.stride())
+        memory = scratch((1 + sum((size - 1) * step for size, step in steps)) * tensor.itemsize)
         rest = memoryview(memory.numpy())
         while rest:
             count = os.preadv(self._file, [rest], start)
             if count == 0:
                 raise EOFError(f"the file was cut at byte {start} while it was read")
             start, rest = start + count, rest[count:]
-        return memory.view(tensor.dtype).view(tensor.shape)
+        return memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
     def release(self, tensor: Tensor) -> None:
         """Lets the pages under ``tensor`` go, once it has been copied elsewhere.

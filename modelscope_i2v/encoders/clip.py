@@ -7,28 +7,46 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..spec.network import CLIPConfig
+from ..spec.network import TEXT_SIZES, VISION_SIZES, CLIPConfig
 from .prompts import tokenize
 
 
 def build(config: CLIPConfig) -> nn.Module:
     """Both towers, with open_clip's own code and its state-dict keys, on the current default device.
 
+    Only sizes reach open_clip, and only architectures that it brings along: by other names and keys it would
+    fetch models, read folders or run code.
+
     Raises CheckpointError for an architecture that open_clip does not know or cannot build.
     """
-    settings = config.custom or open_clip.get_model_config(config.architecture)
-    if settings is None:
+    settings = config.custom
+    if not settings:
+        if config.architecture not in open_clip.list_models():
+            raise CheckpointError(
+                f"The installed open_clip does not know the architecture {config.architecture!r} that "
+                "model_cfg.clip names."
+            )
+        settings = open_clip.get_model_config(config.architecture)
+    towers = {"vision_cfg": {*VISION_SIZES, "mlp_ratio"}, "text_cfg": {*TEXT_SIZES, "mlp_ratio"}}
+    other = set(settings) - {"embed_dim", *towers}
+    for key, known in towers.items():
+        tower = settings.get(key, {})
+        other |= {f"{key}.{name}" for name, value in tower.items() if name not in known or not _size(value)}
+    if other or not _size(settings.get("embed_dim")):
         raise CheckpointError(
-            f"The installed open_clip does not know the architecture {config.architecture!r} that "
-            "model_cfg.clip names."
+            f"model_cfg.clip, {'its own' if config.custom else config.architecture}, is no plain pair of "
+            f"towers: {', '.join(sorted(other)) or 'embed_dim'} cannot be used here."
         )
     try:
-        return open_clip.CLIP(settings["embed_dim"], settings["vision_cfg"], settings["text_cfg"])
-    except (KeyError, TypeError) as error:
+        return open_clip.CLIP(settings["embed_dim"], *(dict(settings.get(key, {})) for key in towers))
+    except Exception as error:  # sizes that do not go together make it raise anything
         raise CheckpointError(
-            "model_cfg.clip is no configuration that open_clip can build (embed_dim, vision_cfg, text_cfg): "
-            f"{error}"
+            "model_cfg.clip (embed_dim, vision_cfg, text_cfg) has sizes that make no towers of open_clip's."
         ) from error
+
+
+def _size(value: object) -> bool:
+    return type(value) in (int, float) and value > 0  # type: ignore[operator]
 
 
 class TextEncoder(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -74,8 +75,37 @@ class CLIPConfig:
     """Which OpenCLIP network conditions the U-Net.
 
     Either a name that open_clip knows, or, for small models of one's own, open_clip's own
-    configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``).
+    configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``), of which just the sizes in
+    :data:`VISION_SIZES` and :data:`TEXT_SIZES` are taken: other keys name code, files or models to fetch.
     """
 
     architecture: str = "ViT-H-14"
     custom: dict = field(default_factory=dict, hash=False)
+
+
+VISION_SIZES = {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "patch_size": 16}
+"""open_clip's names of the image tower's sizes, and what it takes where they are absent."""
+
+TEXT_SIZES = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+"""The same of the text tower. Both towers also have a ``mlp_ratio``, which is 4."""
+
+
+def clip_misfit(vision: Mapping[str, float], text: Mapping[str, float]) -> str | None:
+    """Why two towers of such sizes, all of them positive, cannot be built or used, as a sentence; or None."""
+    if vision["width"] % vision["head_width"]:
+        return (
+            f"vision_cfg.head_width is {vision['head_width']} and should divide its width, {vision['width']}"
+        )
+    if vision["patch_size"] > vision["image_size"]:
+        return f"vision_cfg.patch_size is larger than its image_size, {vision['image_size']}"
+    if text["width"] % text["heads"]:
+        return f"text_cfg.heads is {text['heads']} and should divide its width, {text['width']}"
+    if text["context_length"] != TEXT_SIZES["context_length"]:
+        return f"text_cfg.context_length is {text['context_length']} and should be 77, the tokens of a prompt"
+    if text["vocab_size"] < TEXT_SIZES["vocab_size"]:
+        return (
+            f"text_cfg.vocab_size is {text['vocab_size']} and should be {TEXT_SIZES['vocab_size']} at least"
+        )
+    if text["layers"] < 2:
+        return "text_cfg.layers is 1 and should be 2 at least, for the last is left out"
+    return None

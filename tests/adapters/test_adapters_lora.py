@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -269,6 +270,14 @@ def _none(tensors: dict, config: dict) -> None:
     tensors["input_blocks.0.0.weight"] = torch.zeros(1)
 
 
+def _alpha(value: float) -> Change:
+    def change(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+        layer = next(key for key in tensors if "to_q.lora_A" in key).removesuffix(".lora_A.weight")
+        tensors[f"{layer}.alpha"] = torch.tensor(value)
+
+    return change
+
+
 def _set(**settings: object) -> Change:
     return lambda tensors, config: config.update(settings)
 
@@ -293,7 +302,14 @@ def _set(**settings: object) -> Change:
             "init_lora_weights is 'pissa_niter_4' and should be another",
         ),
         (_set(lora_alpha="much"), "lora_alpha is 'much' and should be a number"),
-        (_set(alpha_pattern={"a(": 1}), r"alpha_pattern is .*'a\(' is none: missing \)"),
+        (_set(alpha_pattern={"a(": 1}), r"alpha_pattern is .*should be of names of layers.*; 'a\(' is not"),
+        (_set(alpha_pattern={"(a|aa)+b": 1}), r"alpha_pattern is .*should be of names of layers"),
+        (_set(alpha_pattern={f"a.*{i}": 1 for i in range(300)}), r"alpha_pattern is .*should be of names"),
+        (_set(lora_alpha=1e308), r"lora_alpha is 1e\+308 and should be a number from 0 up to 1e\+06"),
+        (_set(lora_alpha=float("nan")), "lora_alpha is nan and should be a number from 0 up"),
+        (_set(alpha_pattern={"to_q": 1e300}), r"alpha_pattern.to_q is 1e\+300 and should be a number from 0"),
+        (_alpha(float("nan")), r"to_q.alpha is nan and should be from 0 to 1e\+06"),
+        (_alpha(1e30), r"to_q.alpha is 1e\+30 and should be from 0 to 1e\+06"),
         (_set(alpha_pattern=[1]), "alpha_pattern is .* and should be an object"),
     ],
 )

@@ -126,6 +126,7 @@ def test_saved_clips_are_those_of_a_model(checkpoint, tmp_path, generator, monke
     place = shutil.copytree(checkpoint(TEXT_TO_VIDEO.name), tmp_path / "model")
     settings = json.loads((place / "configuration.json").read_text())
     clip = settings["model"]["model_args"]["ckpt_clip"]
+    monkeypatch.setenv("MODELSCOPE_I2V_SHARED", str(tmp_path))
     (place / clip).rename(tmp_path / clip)  # outside, as the embedded models have it
     settings["model"]["model_args"]["ckpt_clip"] = f"../{clip}"
     (place / "configuration.json").write_text(json.dumps(settings))
