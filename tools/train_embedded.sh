@@ -13,6 +13,7 @@ work=${1:-build/embedded${smoke:+-smoke}}
 mkdir -p "$work"
 cd "$work"
 export PYTHONPATH="$(dirname "$here")${PYTHONPATH:+:$PYTHONPATH}"
+export MODELSCOPE_I2V_SHARED=$PWD/embedded  # the models there share their towers and autoencoder
 python=${PYTHON:-python3}
 
 step() {  # step FILE COMMAND…: unless FILE is there
