@@ -205,7 +205,7 @@ def test_keys_that_are_no_text_for_a_terminal(tmp_path: Path) -> None:
     for name in ("unet.pth", "clip.bin", "v2-1_512-ema-pruned.ckpt"):
         (tmp_path / "model" / name).write_bytes((tmp_path / "a").read_bytes())
     report = str(inspect(tmp_path / "model"))
-    assert "?]0;evil?fake: line" in report and "\x1b" not in report and "\nfake" not in report
+    assert "?]0;evil? fake: line" in report and "\x1b" not in report and "\nfake" not in report
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.complex64])
