@@ -1,10 +1,15 @@
-"""What a prompt's text asks for: the weights of its words, and its tokens in rows of 77."""
+"""A prompt's text: the weights of its words, and its tokens in rows of 77.
+
+Anybody may have written a text, so all of this takes time in proportion to its length.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 import warnings
+from collections.abc import Iterator
+from itertools import groupby, islice
 
 import open_clip
 import torch
@@ -16,12 +21,19 @@ CONTEXT_LENGTH = 77
 """Tokens of CLIP's text tower; the first and the last are its start and end marks."""
 
 MAX_WEIGHT = 10.0
+MAX_NESTING = 64
+"""Groups with a weight that may lie in each other."""
 
 _ROW = CONTEXT_LENGTH - 2
 _SYNTAX = re.compile(r":\s*[+-]?[\d.]+\s*\\?\)")
 # "(16:9)" and "(at 10:30)" are no weights: between two digits a colon needs a decimal point behind it.
-_WEIGHT = re.compile(r"(?:(?<!\d):\s*([+-]?(?:\d+\.?\d*|\.\d+))|:\s*([+-]?\d*\.\d+))\s*$")
+_WEIGHT = re.compile(r"(?:(?<!\d):\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))|:\s*([+-]?\d*\.\d+))\s*$")
 _PARTS = re.compile(r"\\[()]|[()]|[^()\\]+|\\")
+# A word's tokens take time in proportion to the square of its length; no word that means something is so long.
+_LONG_WORD = re.compile(r"\S{257}")
+_PIECES = re.compile(r"\S{1,256}\s*|\s+")
+_QUOTED = 40
+"""Tokens that a warning quotes."""
 
 Words = list[tuple[str, float]]
 """Stretches of a text, each with its weight."""
@@ -34,32 +46,43 @@ def parse(text: str) -> Words:
     are brackets without a number. A text that holds no weight is one stretch, letter for letter.
 
     Raises:
-        InputError: for a weight that is not from 0 to 10.
+        InputError: for a weight that is not from 0 to 10, or more than 64 weights in each other.
     """
     if not _SYNTAX.search(text):
         return [(text, 1.0)]
-    groups: list[Words] = [[]]
+    stretches: Words = []
+    opened: list[tuple[int, int]] = []  # open brackets: index of the stretch, weights inside
     for part in _PARTS.findall(text):
         if part == "(":
-            groups.append([])
-        elif part == ")" and len(groups) > 1:
-            group = groups.pop()
-            groups[-1] += _weighted(group, text)
-        else:
-            groups[-1].append((part[1] if len(part) == 2 and part[0] == "\\" else part, 1.0))
-    while len(groups) > 1:  # brackets that were never closed
-        group = groups.pop()
-        groups[-1] += [("(", 1.0), *group]
-    return _joined(groups[0])
+            opened.append((len(stretches), 0))
+        elif part == ")" and opened:
+            start, nesting = opened.pop()
+            weighted = _weighted(stretches, start + 1, text)
+            if weighted is not None:
+                stretches[start:] = weighted
+                nesting += 1
+            if nesting > MAX_NESTING:
+                raise InputError(f"A text has more than {MAX_NESTING} weights in each other: {text!r}.")
+            if opened:
+                opened[-1] = opened[-1][0], max(opened[-1][1], nesting)
+            if weighted is not None:
+                continue
+        stretches.append((part[1] if len(part) == 2 and part[0] == "\\" else part, 1.0))
+    pieces = (
+        (weight, "".join(words for words, _ in run)) for weight, run in groupby(stretches, lambda s: s[1])
+    )
+    return [(words, weight) for weight, words in pieces if words]
 
 
-def _weighted(group: Words, text: str) -> Words:
-    """A closed group without its brackets and its number; with both, if it is no weight."""
-    last, weight = group[-1] if group else ("", 1.0)
+def _weighted(stretches: Words, start: int, text: str) -> Words | None:
+    """A group's stretches, from ``start`` on, with its weight and without the number; ``None``: it has none."""
+    last, weight = stretches[-1] if len(stretches) > start else ("", 1.0)
     found = _WEIGHT.search(last) if weight == 1 else None
-    inside = [*group[:-1], (last[: found.start()], 1.0)] if found else []
-    if found is None or not any(words.strip() for words, _ in inside):
-        return [("(", 1.0), *group, (")", 1.0)]
+    if found is None:
+        return None
+    inside = [*stretches[start:-1], (last[: found.start()], 1.0)]
+    if not any(words.strip() for words, _ in inside):
+        return None
     factor = float(found[1] or found[2])
     weighted = [(words, weight * factor) for words, weight in inside]
     for words, weight in weighted:
@@ -71,32 +94,30 @@ def _weighted(group: Words, text: str) -> Words:
     return weighted
 
 
-def _joined(stretches: Words) -> Words:
-    joined: Words = []
-    for words, weight in stretches:
-        if joined and joined[-1][1] == weight:
-            joined[-1] = (joined[-1][0] + words, weight)
-        else:
-            joined.append((words, weight))
-    return [(words, weight) for words, weight in joined if words]
-
-
 @functools.cache
 def _tokenizer() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer()
 
 
+def _tokens(text: str) -> Iterator[tuple[int, float]]:
+    """Tokens and their weights."""
+    for words, weight in parse(text):
+        for piece in _PIECES.findall(words) if _LONG_WORD.search(words) else [words]:
+            for token in _tokenizer().encode(piece):
+                yield token, weight
+
+
 def _rows(text: str, limit: int | None = None) -> list[list[tuple[int, float]]]:
     """Tokens and their weights, at most 75 in a row; only the last of ``limit`` rows is cut in a word."""
-    tokenizer = _tokenizer()
-    left = [(token, weight) for words, weight in parse(text) for token in tokenizer.encode(words)]
-    rows = []
-    while len(left) > _ROW and (limit is None or len(rows) + 1 < limit):
-        ends = (n for n in range(_ROW, 0, -1) if tokenizer.decoder[left[n - 1][0]].endswith("</w>"))
-        cut = next(ends, _ROW)
-        rows.append(left[:cut])
-        left = left[cut:]
-    return [*rows, left[:_ROW]]
+    decoder = _tokenizer().decoder
+    tokens = list(islice(_tokens(text), None if limit is None else limit * _ROW + 1))
+    rows, start = [], 0
+    while len(tokens) - start > _ROW and (limit is None or len(rows) + 1 < limit):
+        ends = (n for n in range(_ROW, 0, -1) if decoder[tokens[start + n - 1][0]].endswith("</w>"))
+        end = start + next(ends, _ROW)
+        rows.append(tokens[start:end])
+        start = end
+    return [*rows, tokens[start : start + _ROW]]
 
 
 def rows_needed(text: str) -> int:
@@ -137,9 +158,10 @@ def check_text(text: str, *, long: bool = False, what: str = "The text") -> None
         InputError: for a weight out of range.
     """
     words = "".join(words for words, _ in parse(text))
-    tokens = [token for row in _rows(text) for token, _ in row]
+    tokens = [token for token, _ in islice(_tokens(text), _ROW + _QUOTED + 1)]
     if len(tokens) > _ROW and not long:
-        lost = _tokenizer().decode(tokens[_ROW:]).strip()
+        lost = _tokenizer().decode(tokens[_ROW : _ROW + _QUOTED]).strip()
+        lost += "…" * (len(tokens) > _ROW + _QUOTED)
         warnings.warn(
             f"{what} is longer than CLIP's {CONTEXT_LENGTH} tokens; its end has no effect: {lost!r}. "
             "long_prompt=True reads all of it.",

@@ -1,5 +1,7 @@
 """Weights of words, and texts of more than 77 tokens."""
 
+import contextlib
+import time
 import warnings
 
 import numpy as np
@@ -83,6 +85,41 @@ def test_any_text_is_parsed_or_refused_with_a_sentence(text):
 def test_weights_out_of_range(text):
     with pytest.raises(InputError, match="weights are from 0 to 10"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 100_000 + "a:1.3)",
+        "(" * 50_000 + "a:1.3" + ")" * 50_000,
+        "(a:" * 50_000 + ":1)" * 50_000,
+        f"(a:{'1' * 30_000})",
+        f"(a:{'1' * 30_000}x)",
+        "(b:1.1)" * 15_000,
+        "()" * 50_000,
+        "abcdefghij" * 3_000 + "(b:2)",
+    ],
+    ids=lambda text: text[:8],
+)
+def test_texts_that_are_made_to_take_long(text):
+    start = time.process_time()
+    with contextlib.suppress(InputError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_text(text)
+        assert tokenize(text, 2)[0].shape == (2, 77)
+    assert time.process_time() - start < 8  # minutes before
+
+
+def test_a_warning_quotes_no_more_than_a_line():
+    with pytest.warns(UserWarning, match="no effect") as caught:
+        check_text("a boat " * 5_000)
+    assert len(str(caught[0].message)) < 500
+
+
+def test_weights_nest_and_end_somewhere():
+    assert parse("(" * 64 + "a" + ":1.1)" * 2 + ":1)" * 62) == [("a", pytest.approx(1.21))]
+    with pytest.raises(InputError, match="more than 64 weights"):
+        parse("(" * 65 + "a" + ":1)" * 65)
 
 
 @pytest.mark.parametrize("text", [*PLAIN, LONG, "a " * 75, "a " * 76, "pneumonoultramicroscopic" * 9])
