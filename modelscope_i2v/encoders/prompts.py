@@ -29,7 +29,8 @@ _SYNTAX = re.compile(r":\s*[+-]?[\d.]+\s*\\?\)")
 # "(16:9)" and "(at 10:30)" are no weights: between two digits a colon needs a decimal point behind it.
 _WEIGHT = re.compile(r"(?:(?<!\d):\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))|:\s*([+-]?\d*\.\d+))\s*$")
 _PARTS = re.compile(r"\\[()]|[()]|[^()\\]+|\\")
-# A word's tokens take time in proportion to the square of its length; no word that means something is so long.
+# A word's tokens take time in proportion to the square of its length;
+# no word with a meaning is so long.
 _LONG_WORD = re.compile(r"\S{257}")
 _PIECES = re.compile(r"\S{1,256}\s*|\s+")
 _QUOTED = 40
@@ -75,7 +76,7 @@ def parse(text: str) -> Words:
 
 
 def _weighted(stretches: Words, start: int, text: str) -> Words | None:
-    """A group's stretches, from ``start`` on, with its weight and without the number; ``None``: it has none."""
+    """A group from ``start`` on, weighted and without its number; ``None`` if it has none."""
     last, weight = stretches[-1] if len(stretches) > start else ("", 1.0)
     found = _WEIGHT.search(last) if weight == 1 else None
     if found is None:
