@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..media.transforms import tensor_to_uint8
-from ..media.write import SUFFIXES, check_output, encode_video, write_video
+from ..media.write import SUFFIXES, check_output, encode_video, keep_frames, write_video
 from ..spec.table import shortened
 from ..version import __version__
 from .requests import Request
@@ -103,6 +103,10 @@ def deliver(frames: Tensor, request: Request, seed: int | None, path: Path | Non
         "metadata": {name: value for name, value in made.items() if value not in (None, "")},
         "audio": request.audio,
     }
-    if path is None:
-        return encode_video(pixels, **settings)
-    return write_video(pixels, path, **settings)
+    try:
+        return encode_video(pixels, **settings) if path is None else write_video(pixels, path, **settings)
+    except OutputError as error:
+        kept = keep_frames(pixels, path, request.fps)
+        if kept is None:
+            raise
+        raise OutputError(f"{error} The frames are kept in {kept!r}.") from error

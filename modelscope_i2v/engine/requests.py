@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..encoders.prompts import check_text, rows_needed
 from ..errors import InputError
+from ..media.frames import as_video
 from ..media.images import load_image
 from ..media.transforms import center_crop, clip_pixels, content_box, frames_to_tensor
-from ..media.videos import Video, read_video
 from ..spec import options as option_table
 from ..spec.families import Family
 from ..spec.options import Options
@@ -183,7 +183,11 @@ def read(family: Family, inputs: Mapping[str, Any], options: Options) -> Request
         return replace(_video_sample(family, inputs, options, text), text_rows=rows)
     fps = options.fps or family.fps
     if family.reads_image:
-        image = load_image(_one_of(family, inputs, "image", "image_path"), max_pixels=options.max_pixels)
+        image = load_image(
+            _one_of(family, inputs, "image", "image_path"),
+            max_pixels=options.max_pixels,
+            channel_order=options.channel_order,
+        )
         return Request(options, text=text, image=image, fps=fps, text_rows=rows)
     if "text" not in inputs:
         raise InputError(f'{family.name} needs a text: a string, or {{"text": "…"}}.')
@@ -207,47 +211,34 @@ def _one_of(family: Family, inputs: Mapping[str, Any], *keys: str) -> Any:
 
 def _video_sample(family: Family, inputs: Mapping[str, Any], options: Options, text: str) -> Request:
     source = _one_of(family, inputs, "video_path", "video", "frames")
-    if "frames" in inputs:
-        frames = _frames(source)
-        video = Video(frames[: options.num_frames], options.fps or family.fps, total_frames=len(frames))
-    else:
-        video = read_video(source, max_frames=options.num_frames, max_pixels=options.max_pixels)
+    height, width = options.height, options.width
+    video = as_video(
+        source,
+        max_frames=options.num_frames,
+        fps=options.fps or family.fps,
+        channel_order=options.channel_order,
+        max_pixels=options.max_pixels,
+        max_video_pixels=options.max_video_pixels,
+        max_audio_seconds=options.max_audio_seconds,
+        each=lambda frame: frames_to_tensor(frame[None], height, width, options.fit)[0],
+    )
     if video.total_frames and video.total_frames > len(video.frames) == options.num_frames:
         logger.warning(
             "The input video has %d frames; its first %d are used. num_frames says how many.",
             video.total_frames,
             options.num_frames,
         )
-    height, width = options.height, options.width
     content = None
     if options.fit == "pad":
-        content = content_box(*video.frames.shape[1:3], height, width, "pad")
+        content = content_box(*video.size, height, width, "pad")
     return Request(
         options,
         text=text,
-        frames=frames_to_tensor(video.frames, height, width, options.fit),
+        frames=torch.stack(video.frames),
         content=content,
         fps=options.fps or video.fps,
         audio=video.audio if options.fps in (None, video.fps) else None,  # it would run apart
     )
-
-
-def _frames(given: Any) -> np.ndarray:
-    """Frames as the output types ``np``, ``pt`` and ``pil`` give them: [f, h, w, 3], uint8 or 0..1."""
-    if isinstance(given, Tensor) and given.ndim == 4:
-        given = given.detach().float().cpu().permute(0, 2, 3, 1).numpy()
-    frames = np.asarray(given)
-    if (
-        frames.ndim != 4
-        or not len(frames)
-        or frames.shape[3] != 3
-        or frames.dtype not in (np.uint8, np.float32)
-    ):
-        raise InputError(
-            "frames must be uint8 [frames, height, width, 3], a list of RGB pictures, or a float tensor "
-            "[frames, 3, height, width] in 0..1."
-        )
-    return frames
 
 
 def clip_input(family: Family, batch: list[Request], image_size: int) -> Tensor:

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+import struct
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import InputError
-from .sources import Source, open_source
+from ..spec.options import CHANNEL_ORDERS, MAX_PIXELS
+from .sources import Source, open_source, plain
 
 ImageSource = Source | Image.Image | np.ndarray
-
-MAX_PIXELS = 100_000_000
-"""Default limit on a picture's area, and on that of one frame of a video."""
 
 _MAX_BYTES = 500_000_000
 # PIL knows these by their first bytes, but runs another program to draw them, or cannot read them at all.
 _NOT_PICTURES = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}
-_PIL_LOCK = threading.Lock()
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: ImageSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    channel_order: str | None = None,
+    public_only: bool = False,
+) -> Image.Image:
     """Read a picture as RGB, upright.
 
     Args:
-        source: a path, an ``http(s)://`` or ``file://`` URL, bytes, a binary file object, a PIL image, or
-            an array. Arrays follow ModelScope's convention: [h, w, 3] is BGR, [h, w, 4] is BGRA, [h, w]
-            and [h, w, 1] are grey. Integers of 8 bits count 0..255, unsigned ones of 16 bits 0..65535;
-            floats 0..1, or 0..255 where one exceeds 1.
+        source: a path, an ``http(s)://`` or ``file://`` URL, bytes, a binary file object, a PIL image, an
+            array or a tensor. Arrays follow ModelScope's convention: [h, w, 3] is **BGR**, [h, w, 4] is
+            BGRA, [h, w] and [h, w, 1] are grey. Tensors [3, h, w] (or a batch of one) are RGB, as
+            PyTorch's are. So frames that this package returned as arrays (RGB) need
+            ``channel_order="rgb"`` here; as tensors or PIL images they need nothing. Integers of 8 bits
+            count 0..255, unsigned ones of 16 bits 0..65535; floats 0..1, or 0..255 where one exceeds 1.
         max_pixels: the largest area; a file's is taken from its header, before decoding.
+        channel_order: ``rgb`` or ``bgr``, of an array; ``None`` is ``bgr``.
+        public_only: no paths, and only URLs on the public internet, for a server.
 
     Returns:
         A PIL image of mode ``RGB``. EXIF orientation is applied. 16 bits are scaled to 8. Alpha is
@@ -46,37 +51,48 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     if isinstance(source, Image.Image):
         check_pixels(source.size, max_pixels, "The picture")
         return _to_rgb(source, "The picture")
+    if channel_order not in (None, *CHANNEL_ORDERS):
+        raise InputError(f"channel_order={channel_order!r} is unknown; it is rgb or bgr.")
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
-    with open_source(source, what="picture", max_bytes=_MAX_BYTES) as (file, name):
-        start = file.tell()
-        try:
-            with without_pil_limit():
-                image = Image.open(file, formats=_formats())
-        except UnidentifiedImageError:
-            file.seek(start)
-            raise InputError(_not_a_picture(file, name)) from None
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise InputError(f"{name} is damaged or cut short: {error}.") from error
+        return _from_array(source, max_pixels, channel_order or "bgr")
+    if hasattr(source, "permute"):
+        return _from_array(_tensor_to_array(source), max_pixels, "rgb")
+    with open_source(source, what="picture", max_bytes=_MAX_BYTES, public_only=public_only) as (file, name):
+        image = open_picture(file, name)
+        if image is None:
+            raise InputError(_not_a_picture(file, name))
         with image:
             check_pixels(image.size, max_pixels, name)
             return _to_rgb(image, name)
 
 
-@contextmanager
-def without_pil_limit() -> Iterator[None]:
-    """Read a header without the limit that PIL has of its own; :func:`check_pixels` belongs right after."""
-    with _PIL_LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+def open_picture(file: BinaryIO, name: str, formats: tuple[str, ...] = ()) -> Image.Image | None:
+    """A picture of which only the header is read; ``None`` if it is of no known format.
 
+    ``Image.open`` has a limit of its own on the area, which is one for the whole process: too low for some,
+    and no other thread's to change. Here :func:`check_pixels` belongs right after instead.
 
-def _formats() -> list[str]:
+    Args:
+        formats: the formats of PIL to try; all that are safe.
+    """
     Image.init()
-    return [name for name in Image.ID if name not in _NOT_PICTURES]
+    start = file.tell()
+    head = file.read(16)
+    try:
+        for format in formats or (each for each in Image.ID if each not in _NOT_PICTURES):
+            factory, accept = Image.OPEN[format]
+            accepted = accept is None or accept(head)
+            if not accepted or isinstance(accepted, str):
+                continue
+            file.seek(start)
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, KeyError, struct.error):
+                continue  # the next may know it
+    except Exception as error:  # PIL's readers raise whatever the damage led them to
+        raise InputError(f"{name} is damaged or cut short: {plain(error)}.") from error
+    file.seek(start)
+    return None
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
@@ -94,7 +110,7 @@ def check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
-        image = _upright(image)
+        image = upright(image)
         if image.mode.startswith("I;16"):
             # PIL would clip at 255; the high byte is what it takes of 16-bit colour pictures.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -110,10 +126,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     except (MemoryError, InputError):
         raise
     except Exception as error:  # PIL's decoders raise whatever the damage led them to
-        raise InputError(f"{name} is damaged or cut short: {error}.") from error
+        raise InputError(f"{name} is damaged or cut short: {plain(error)}.") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """A picture turned and mirrored as its EXIF data say."""
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:
@@ -121,13 +138,30 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
 
 
-def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+def _tensor_to_array(tensor: Any) -> np.ndarray:
+    """[h, w, 3] of a tensor [3, h, w] or [1, 3, h, w] of any type, on any device."""
+    shape = list(tensor.shape)
+    if len(shape) not in (3, 4) or shape[-3] != 3 or (len(shape) == 4 and shape[0] != 1):
+        raise InputError(f"The picture's tensor {shape} is not [3, height, width].")
+    try:
+        tensor = tensor.detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        return tensor.reshape(shape[-3:]).permute(1, 2, 0).numpy()
+    except Exception as error:  # sparse, or without data
+        raise InputError(
+            f"The picture's tensor {shape} {tensor.dtype} holds no values of a picture."
+        ) from error
+
+
+def _from_array(array: np.ndarray, max_pixels: int, channel_order: str) -> Image.Image:
     name = f"The picture's array {list(array.shape)} {array.dtype}"
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         hint = " (this one has its channels first)" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
-        raise InputError(f"{name} is not [h, w], [h, w, 3] (BGR) or [h, w, 4] (BGRA){hint}.")
+        raise InputError(
+            f"{name} is not [h, w], [h, w, 3] or [h, w, 4], the channels as channel_order says{hint}."
+        )
     check_pixels((array.shape[1], array.shape[0]), max_pixels, name)
     if array.dtype == np.bool_:
         array = array * np.uint8(255)
@@ -142,7 +176,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
     else:
         raise InputError(f"{name} does not hold numbers of a picture; uint8 was expected.")
     if array.ndim == 3:
-        array = array[:, :, 2::-1]
+        array = array[:, :, :3] if channel_order == "rgb" else array[:, :, 2::-1]
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
@@ -158,8 +192,11 @@ def _not_a_picture(file: BinaryIO, name: str) -> str:
     file.seek(-len(head), os.SEEK_CUR)
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
         return f"{name} is a HEIC picture, which cannot be read here; save it as JPEG or PNG."
-    from .videos import is_video
+    from .probe import is_video  # PyAV, which pictures do without
 
     if is_video(file):
         return f"{name} is a video, not a picture; take a frame out of it, or use video-to-video."
+    accepts = (Image.OPEN[each][1] for each in Image.ID if each not in _NOT_PICTURES)
+    if any(accept is not None and accept(head.ljust(16, b"\0")) for accept in accepts):
+        return f"{name} is a damaged picture, or of a kind that cannot be read; save it as JPEG or PNG."
     return f"{name} is not a picture that can be read; JPEG, PNG, WebP and their like can."

@@ -4,65 +4,85 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-import tempfile
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import InputError
+from ..files import open_regular
+from .download import check_size, download
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
-_TIMEOUT = 30.0
-"""Seconds without an answer after which a download is given up."""
-
 
 @contextmanager
-def open_source(source: Source, *, what: str, max_bytes: int) -> Iterator[tuple[BinaryIO, str]]:
-    """Open an input as a seekable binary file, and say how error messages should call it.
+def open_source(
+    source: Source, *, what: str, max_bytes: int, public_only: bool = False
+) -> Iterator[tuple[BinaryIO, str]]:
+    """Open an input as a seekable binary file, with the name that error messages give it.
 
     Args:
         source: a path, an ``http(s)://`` or ``file://`` URL, bytes, or a binary file object. Files that
             the caller opened stay open.
         what: ``picture`` or ``video``, for messages.
         max_bytes: the most that is downloaded or read from a stream that cannot seek.
+        public_only: for a server: paths are refused, and so are URLs that lead to other than public
+            addresses (see :func:`~modelscope_i2v.media.download.download`).
 
     Raises:
-        InputError: if there is no such file, it is a directory or empty, or the download fails.
+        InputError: if there is no such file, it is no regular file or empty, it cannot be read, or the
+            download fails.
     """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        file, name, ours = io.BytesIO(source), f"The {what} given as bytes", True
-    elif isinstance(source, (str, os.PathLike)):
-        text = os.fspath(source)
-        if text.lower().startswith(("http://", "https://")):
-            file, name, ours = _download(text, what, max_bytes), repr(text), True
-        else:
-            file, name, ours = _open_path(text, what), repr(text), True
-    elif hasattr(source, "read"):
-        file, ours = _seekable(source, what, max_bytes), False
-        name = getattr(source, "name", None)
-        name = repr(name) if isinstance(name, str) else f"The {what}'s file object"
-    else:
-        raise InputError(
-            f"A {what} cannot be read from {type(source).__name__}; give a path, URL, bytes or file object."
-        )
+    file, name, ours = _open(source, what, max_bytes, public_only)
     try:
-        start = file.tell()
-        first = file.read(1)
-        if isinstance(first, str):
-            raise InputError(f"{name} is open as text; open it in binary mode ('rb').")
-        if not first:
-            raise InputError(f"{name} is empty; a {what} was expected.")
-        file.seek(start)
+        try:
+            start = file.tell()
+            first = file.read(1)
+            if isinstance(first, str):
+                raise InputError(f"{name} is open as text; open it in binary mode ('rb').")
+            if not first:
+                raise InputError(f"{name} is empty; a {what} was expected.")
+            file.seek(start)
+        except InputError:
+            raise
+        except Exception as error:  # closed, write-only, a file that is none: objects raise what they like
+            raise InputError(f"{name} cannot be read: {plain(error)}.") from error
         yield file, name
     finally:
         if ours:
             file.close()
+
+
+def plain(error: Exception) -> str:
+    """The words of an error of PIL, FFmpeg or the system, without a path or what only Python knows."""
+    words = getattr(error, "strerror", None) or str(error)
+    if not words or " at 0x" in words or "object" in words:
+        return "it does not hold what was expected"
+    return words.strip().rstrip(".")
+
+
+def _open(source: Source, what: str, max_bytes: int, public_only: bool) -> tuple[BinaryIO, str, bool]:
+    """The file, its name, and whether it is ours to close."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), f"The {what} given as bytes", True
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fsdecode(source)
+        if text.lower().startswith(("http://", "https://")):
+            return download(text, what, max_bytes, public_only=public_only), repr(text), True
+        if public_only:
+            raise InputError(
+                f"{text!r} is neither an http:// nor an https:// URL, and no other {what} is opened here."
+            )
+        return _open_path(text, what), repr(text), True
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        name = repr(name) if isinstance(name, str) else f"The {what}'s file object"
+        return _seekable(source, name, max_bytes), name, False
+    raise InputError(
+        f"A {what} cannot be read from {type(source).__name__}; give a path, URL, bytes or file object."
+    )
 
 
 def _open_path(text: str, what: str) -> BinaryIO:
@@ -70,60 +90,25 @@ def _open_path(text: str, what: str) -> BinaryIO:
         text = urllib.request.url2pathname(urllib.parse.urlparse(text).path)
     if not text:
         raise InputError(f"The path of the {what} is empty.")
-    path = Path(text)
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise InputError(f"{text!r} is a directory; a {what} file was expected.")
-        if not stat.S_ISREG(mode):
-            raise InputError(f"{text!r} is not a regular file; a {what} file was expected.")
-        return path.open("rb")
-    except FileNotFoundError:
-        raise InputError(f"There is no file {text!r}; a {what} was expected there.") from None
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # no permission, a name too long, a null byte in it
-        raise InputError(f"The {what} {text!r} cannot be opened: {error}.") from error
+    return io.BufferedReader(open_regular(text, InputError))  # type: ignore[arg-type]
 
 
-def _seekable(file: BinaryIO, what: str, max_bytes: int) -> BinaryIO:
+def _seekable(file: BinaryIO, name: str, max_bytes: int) -> BinaryIO:
     try:
         if file.seekable():
             return file
     except AttributeError:
         pass  # a bare object with read(), as some web frameworks hand over
-    data = file.read(max_bytes + 1)
-    _check_size(len(data), max_bytes, f"the {what}'s file object")
-    return io.BytesIO(data)
-
-
-def _download(url: str, what: str, max_bytes: int) -> BinaryIO:
-    # A URL copied from a browser may hold spaces or other letters that a request line cannot.
-    quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-    request = urllib.request.Request(quoted, headers={"User-Agent": "modelscope-i2v"})
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - open_source closes it
+    except ValueError as error:
+        raise InputError(f"{name} cannot be read: {plain(error)}.") from error
+    copy = io.BytesIO()
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            _check_size(int(answer.headers.get("Content-Length") or 0), max_bytes, repr(url))
-            while chunk := answer.read(1 << 20):
-                file.write(chunk)
-                _check_size(file.tell(), max_bytes, repr(url))
+        while part := file.read(1 << 20):  # a pipe may give less than it is asked for
+            copy.write(part)
+            check_size(copy.tell(), max_bytes, name)
     except InputError:
-        file.close()
         raise
-    except (OSError, ValueError, urllib.error.URLError) as error:
-        file.close()
-        raise InputError(f"The {what} could not be downloaded from {url!r}: {error}.") from error
-    except BaseException:
-        file.close()
-        raise
-    file.seek(0)
-    return file
-
-
-def _check_size(size: int, max_bytes: int, name: str) -> None:
-    if size > max_bytes:
-        raise InputError(
-            f"{name} is larger than {max_bytes / 1e6:.0f} MB, the most that is fetched; "
-            "save it as a file and give its path instead."
-        )
+    except Exception as error:
+        raise InputError(f"{name} cannot be read: {plain(error)}.") from error
+    copy.seek(0)
+    return copy

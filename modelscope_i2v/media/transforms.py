@@ -89,7 +89,9 @@ def frames_to_tensor(frames: np.ndarray, height: int, width: int, fit: str = "st
     peak = 255 if frames.dtype == np.uint8 else 1
     video = torch.empty(count, 3, height, width)
     for frame, out in zip(frames, video):  # one at a time: 32 frames of 4K as floats would be 3 GB
-        pixels = torch.tensor(frame).permute(2, 0, 1)[None].contiguous().float().div(peak).sub(0.5).div(0.5)
+        pixels = (
+            torch.tensor(frame).permute(2, 0, 1)[None].contiguous().float().div_(peak).sub_(0.5).div_(0.5)
+        )
         if fit == "stretch":
             out.copy_(_resize(pixels, height, width)[0])
         elif fit == "crop":

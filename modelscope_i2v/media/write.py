@@ -1,22 +1,25 @@
 """Results out: MP4, MOV, MKV, WebM, GIF, WebP, or a folder of PNGs, whole or not at all.
 
-Everything is written under a temporary name beside the target and renamed at the end, so that neither a
-crash nor a full disk nor Ctrl-C leaves half a file, and an older result stays until the new one is there.
+Everything is written under a temporary name and renamed at the end, so that neither a crash nor a full disk
+nor Ctrl-C leaves half a file, and an older result stays until the new one is there. Frames have taken minutes
+to make: what cannot be written of their sound or metadata is left out, with a warning.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import secrets
-import shutil
+import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -24,7 +27,14 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, PngImagePlugin, features
 
 from ..errors import InputError, OutputError, VideoError
+from ..files import replace_file, replace_folder
+from ..spec.options import MAX_FPS, MIN_FPS
+from .images import open_picture
+from .probe import open_container
+from .sources import open_source, plain
 from .videos import DEFAULT_FPS, Audio
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CRF = 17
 """H.264 quality of the original pipelines (0 lossless, 51 worst)."""
@@ -32,6 +42,11 @@ DEFAULT_CRF = 17
 FRAME_NAME = "frame_{:05d}.png"
 """Names in a folder of PNGs, counted from 1."""
 
+_FRAME_NAME = re.compile(r"frame_[0-9]{5,}\.png")
+_GIF_FPS = 100
+"""Frames a second at most: a GIF counts in hundredths of a second."""
+
+_MAX_BYTES = 2_000_000_000
 _BT709 = 1  # H.273's code point of the BT.709 primaries, transfer and matrix
 _AUDIO_BIT_RATE = 192_000
 _EXIF_DESCRIPTION = 0x010E
@@ -41,7 +56,7 @@ _EXIF_DESCRIPTION = 0x010E
 class _Job:
     """All that the writers of the single formats need."""
 
-    frames: Iterator[np.ndarray]
+    frames: Iterable[np.ndarray]
     width: int
     height: int
     fps: Fraction
@@ -82,6 +97,8 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: naming what stands in the way.
     """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise OutputError(f"An output path is a string or a pathlib.Path, not {type(path).__name__}.")
     text = os.fspath(path)
     target = Path(text)
     if not target.name or target.name == "..":
@@ -98,24 +115,26 @@ def check_output(path: str | os.PathLike[str]) -> Path:
             "lacks; install PyAV from PyPI (pip install av), or write .gif or .webp."
         )
     try:
-        if suffix and target.is_dir():
-            raise OutputError(f"The output {text!r} is a directory; a file was expected.")
-        if not suffix and target.exists():
-            _check_folder(target, text)
-        if not target.parent.is_dir():
-            raise OutputError(f"The folder {str(target.parent)!r} of the output {text!r} does not exist.")
-        if target.is_file() and not os.access(target, os.W_OK):
-            raise OutputError(f"The output {text!r} exists and is write-protected.")
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(target)  # a name that is too long, or holds what this system's names cannot
+            mode = os.stat(target).st_mode  # or a name that is too long, or holds what names here cannot
+            if suffix and stat.S_ISDIR(mode):
+                raise OutputError(f"The output {text!r} is a directory; a file was expected.")
+            if suffix and not stat.S_ISREG(mode):
+                raise OutputError(f"The output {text!r} exists and is not a regular file.")
+            if suffix and not os.access(target, os.W_OK):
+                raise OutputError(f"The output {text!r} exists and is write-protected.")
+            if not suffix:
+                _check_folder(target, text)
+        # A link to a folder is followed, also to one that is not there yet; a link to a file is replaced.
+        folder = target.parent if suffix else Path(os.path.realpath(target)).parent
+        if not folder.is_dir():
+            raise OutputError(f"The folder {str(folder)!r} of the output {text!r} does not exist.")
         # Permissions lie (network drives, Windows' lists of them); a file that could be made does not.
-        probe = _temporary(target)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OutputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null byte
-        raise OutputError(f"The output {text!r} cannot be written: {error}.") from error
+        raise OutputError(f"The output {text!r} cannot be written: {plain(error)}.") from error
     return target
 
 
@@ -132,7 +151,10 @@ def write_video(
 
     Args:
         frames: uint8 [f, h, w, 3] RGB, or any iterable of [h, w, 3]; consumed one at a time.
-        fps: frames a second. GIF counts in hundredths, WebP in thousandths of a second.
+        fps: frames a second, 0.01 to 1000. GIF counts in hundredths of a second, WebP in thousandths: there
+            single frames last a little longer or shorter, and all together as long as they should. Of
+            more than 100 a second a GIF has only as many as it can show, and a warning says so; WebP
+            makes one frame of equal ones in a row, which plays the same.
         crf: quality of H.264 and VP9, 0..51; other formats have none. H.264 needs even sizes: the last
             row or column of an odd one is repeated, nothing is cut.
         metadata: kept as JSON in the file's comment; :func:`read_metadata` gives it back.
@@ -140,7 +162,9 @@ def write_video(
             leave it out.
 
     Returns:
-        ``path`` as it was given, as a string.
+        ``path`` as it was given, as a string. Sound or metadata with which it could not be written are
+        left out, with a logged warning (frames from an iterator, which cannot be read twice, are not
+        tried again).
 
     Raises:
         InputError: if the frames are none, of another type, or differ in size.
@@ -148,21 +172,55 @@ def write_video(
     """
     target = check_output(path)
     job = _job(frames, fps, crf, metadata, audio)
-    write = _WRITERS.get(target.suffix.lower(), _write_folder)
-    temporary = _temporary(target)
-    try:
-        write(job, temporary)
-        if target.is_dir():
-            shutil.rmtree(target)  # an earlier run's pictures: check_output saw nothing else in there
-        os.replace(temporary, target)
-    except VideoError:
-        raise
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or error  # without the temporary name, which means nothing to anybody
-        raise OutputError(f"The output {os.fspath(path)!r} could not be written: {reason}.") from error
-    finally:
-        _remove(temporary)
+    attempts = [job]
+    if iter(frames) is not frames:
+        attempts += [replace(job, audio=None)] if job.audio is not None else []
+        attempts += [replace(job, audio=None, comment="")] if job.comment else []
+    for number, attempt in enumerate(attempts, start=1):
+        try:
+            _write(attempt, target)
+        except (VideoError, MemoryError):
+            raise
+        except Exception as error:  # PyAV and Pillow raise what they like
+            if number == len(attempts):
+                raise OutputError(
+                    f"The output {os.fspath(path)!r} could not be written: {plain(error)}."
+                ) from error
+            lost = "metadata" if attempts[number].audio is attempt.audio else "sound"
+            logger.warning("%r is written without its %s (%s).", target.name, lost, plain(error))
+        else:
+            break
     return os.fspath(path)
+
+
+def _write(job: _Job, target: Path) -> None:
+    write = _WRITERS.get(target.suffix.lower())
+    if write is not None:
+        with replace_file(target) as temporary:
+            write(job, temporary)
+    else:
+        with replace_folder(target, lambda name: bool(_FRAME_NAME.fullmatch(name))) as temporary:
+            _write_folder(job, temporary)
+
+
+def keep_frames(frames: np.ndarray, path: str | os.PathLike[str] | None, fps: float) -> str | None:
+    """Put frames whose video cannot be written into a new folder of PNGs: the last resort.
+
+    Args:
+        path: the output that failed; the folder is next to it, or else where temporary files are.
+
+    Returns:
+        The folder's path; ``None`` if nothing can be written anywhere.
+    """
+    name = "video" if path is None else Path(path).stem[:50]
+    folders = [] if path is None else [os.path.dirname(os.path.abspath(path))]
+    for folder in [*folders, tempfile.gettempdir()]:
+        names = (f"{name}-frames{number}" for number in ("", *map("-{}".format, range(2, 1000))))
+        free = next((each for each in names if not os.path.lexists(os.path.join(folder, each))), None)
+        if free is not None:
+            with contextlib.suppress(OSError, VideoError):
+                return write_video(frames, os.path.join(folder, free), fps=fps)
+    return None
 
 
 def encode_video(
@@ -188,20 +246,28 @@ def encode_video(
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
     """The ``metadata`` that :func:`write_video` put into a file or folder; empty where there is none."""
     path = Path(path)
+    if path.is_dir():
+        path = path / FRAME_NAME.format(1)
+    with open_source(path, what="video", max_bytes=_MAX_BYTES) as (file, name):
+        try:
+            comment: Any
+            if path.suffix.lower() in (".gif", ".webp", ".png"):
+                image = open_picture(file, name)
+                if image is None:
+                    raise InputError(f"{name} is not a picture that can be read.")
+                with image:
+                    comment = image.info.get("comment") or image.getexif().get(_EXIF_DESCRIPTION)
+            else:
+                with open_container(file) as container:
+                    tags = {key.lower(): value for key, value in container.metadata.items()}
+                comment = tags.get("comment")
+        except InputError:
+            raise
+        except Exception as error:  # PIL's and FFmpeg's readers raise whatever the damage led them to
+            raise InputError(f"{name} cannot be read: {plain(error)}.") from error
     try:
-        if path.is_dir():
-            path = path / FRAME_NAME.format(1)
-        if path.suffix.lower() in (".gif", ".webp", ".png"):
-            with Image.open(path) as image:
-                comment = image.info.get("comment") or image.getexif().get(_EXIF_DESCRIPTION)
-        else:
-            with av.open(f"file:{path}", metadata_errors="ignore") as container:
-                tags = {key.lower(): value for key, value in container.metadata.items()}
-            comment = tags.get("comment")
         content = json.loads(comment or "{}")
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error}.") from error
-    except ValueError:  # somebody else's comment
+    except (ValueError, TypeError, RecursionError):  # somebody else's comment
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -226,23 +292,18 @@ def _check_folder(target: Path, text: str) -> None:
             f"The output {text!r} is a file without an extension; a name such as {text + '.mp4'!r}"
             " writes a video, and a new name a folder of PNG pictures."
         )
-    for index, entry in enumerate(sorted(target.iterdir()), start=1):
-        if entry.name != FRAME_NAME.format(index) or not entry.is_file():
-            raise OutputError(
-                f"The output {text!r} is a directory with other things in it ({entry.name!r}); name a file "
-                "in it, or a new or empty folder for PNG pictures."
-            )
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{secrets.token_hex(8)}.part")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    while True:
+        folder = os.stat(target).st_ino
+        names = sorted(os.listdir(target))
+        expected = (FRAME_NAME.format(index) for index in range(1, len(names) + 1))
+        other = next((name for name, frame in zip(names, expected, strict=True) if name != frame), None)
+        if os.stat(target).st_ino == folder:  # else another writer has exchanged it meanwhile
+            break
+    if other is not None:
+        raise OutputError(
+            f"The output {text!r} is a directory with other things in it ({other!r}); name a file "
+            "in it, or a new or empty folder for PNG pictures."
+        )
 
 
 def _job(
@@ -252,23 +313,68 @@ def _job(
     metadata: Mapping[str, object] | None,
     audio: Audio | None,
 ) -> _Job:
-    if not 0 < fps <= 1000:  # NaN fails this too
-        raise InputError(f"fps={fps} is not a frame rate; it is a number over 0 and at most 1000.")
-    if not 0 <= crf <= 51:
+    if not _is_number(fps, MIN_FPS, MAX_FPS):
+        raise InputError(f"fps={fps} is not a frame rate; it is a number from {MIN_FPS:g} to {MAX_FPS:g}.")
+    if not _is_number(crf, 0, 51):
         raise InputError(f"crf={crf} is out of range; it goes from 0 (lossless) to 51 (worst).")
-    frames = iter(frames)
-    first = next(frames, None)
+    try:
+        iterator = iter(frames)
+    except TypeError:
+        raise InputError(f"Frames cannot be taken from {type(frames).__name__}.") from None
+    first = next(iterator, None)
     if first is None:
         raise InputError("There are no frames to write.")
     shape = np.shape(first)
-    checked = (_checked(frame, shape, index) for index, frame in enumerate(chain([first], frames)))
     _checked(first, shape, 0)
+    checked = _Frames(chain([first], iterator) if iterator is frames else frames, shape)
     # Rates such as 30000/1001 come as floats; this finds the fraction again.
     rate = Fraction(fps).limit_denominator(1001)
-    if rate <= 0:
-        rate = Fraction(fps).limit_denominator(1_000_000)
-    comment = json.dumps(dict(metadata), ensure_ascii=False, default=str) if metadata else ""
-    return _Job(checked, shape[1], shape[0], rate, crf, comment, audio)
+    return _Job(checked, shape[1], shape[0], rate, crf, _comment(metadata), _sound(audio))
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    try:
+        return low <= float(value) <= high  # type: ignore[arg-type]  # NaN is not
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _comment(metadata: Mapping[str, object] | None) -> str:
+    """JSON that any file can hold: half a letter (of a prompt that was no UTF-8) is written as an escape."""
+    try:
+        text = json.dumps(dict(metadata or {}), ensure_ascii=False, default=str) if metadata else ""
+        return text.encode("utf-8", "backslashreplace").decode()
+    except Exception as error:  # whatever the values' own methods raise
+        logger.warning("The metadata cannot be written (%s), and are left out.", plain(error))
+        return ""
+
+
+def _sound(audio: Audio | None) -> Audio | None:
+    """The same with silence for what is no number, or ``None`` for what is no sound."""
+    if audio is None:
+        return None
+    samples = np.asarray(audio.samples)
+    if samples.ndim != 2 or samples.shape[0] not in (1, 2) or not np.issubdtype(samples.dtype, np.floating):
+        logger.warning(
+            "The sound is left out: it is %s %s, and float [1 or 2 channels, samples] was expected.",
+            samples.dtype,
+            list(samples.shape),
+        )
+        return None
+    if np.isfinite(samples).all():
+        return audio
+    logger.warning("The sound holds values that are no numbers; they are written as silence.")
+    return Audio(np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0), audio.rate)
+
+
+class _Frames:
+    """Frames that are checked as they are taken; again and again, where they can be."""
+
+    def __init__(self, frames: Iterable[np.ndarray], shape: tuple[int, ...]):
+        self.frames, self.shape = frames, shape
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (_checked(frame, self.shape, index) for index, frame in enumerate(self.frames))
 
 
 def _checked(frame: np.ndarray, shape: tuple[int, ...], index: int) -> np.ndarray:
@@ -345,18 +451,18 @@ def _write_gif(job: _Job, path: Path) -> None:
         stream = container.add_stream("gif", rate=job.fps)
         stream.width, stream.height, stream.pix_fmt = job.width, job.height, "pal8"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 100)
-        for frame in _with_palette(job):
+        for frame in _with_palette(job, Fraction(1, _GIF_FPS)):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     if job.comment:
         path.write_bytes(_gif_with_comment(path.read_bytes(), job.comment.encode()))
 
 
-def _with_palette(job: _Job) -> Iterator[av.VideoFrame]:
-    """One palette for the whole film (a palette a frame flickers), dithered."""
+def _with_palette(job: _Job, tick: Fraction) -> Iterator[av.VideoFrame]:
+    """One palette for the whole film (a palette a frame flickers), dithered; times in ticks."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
-        width=job.width, height=job.height, format=av.VideoFormat("rgb24"), time_base=1 / job.fps
+        width=job.width, height=job.height, format=av.VideoFormat("rgb24"), time_base=tick
     )
     split, palette = graph.add("split"), graph.add("palettegen", "reserve_transparent=0")
     use, sink = graph.add("paletteuse", "dither=sierra2_4a:diff_mode=rectangle"), graph.add("buffersink")
@@ -366,11 +472,24 @@ def _with_palette(job: _Job) -> Iterator[av.VideoFrame]:
     palette.link_to(use, 0, 1)
     use.link_to(sink)
     graph.configure()
+    index, last, lost = 0, -1, 0
     for index, pixels in enumerate(job.frames):
+        # 8 frames a second take 12 and 13 hundredths in turn, so that all together keep their time.
+        time = round(index / job.fps / tick)
+        if time == last:
+            lost += 1
+            continue
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        frame.pts, frame.time_base = index, 1 / job.fps
+        frame.pts, frame.time_base, last = time, tick, time
         source.push(frame)
     source.push(None)
+    if lost:
+        logger.warning(
+            "A GIF has at most %d frames a second: %d of %d frames are left out, so that it keeps its time.",
+            _GIF_FPS,
+            lost,
+            index + 1,
+        )
     while True:
         try:
             yield sink.pull()
@@ -403,11 +522,18 @@ def _write_webp(job: _Job, path: Path) -> None:
             quality=90,
             exif=exif,
         )
+    with path.open("rb") as file, open_picture(file, path.name, ("WEBP",)) as image:
+        if (found := getattr(image, "n_frames", 1)) < len(images):
+            logger.warning(
+                "The WebP has %d frames for %d: equal ones in a row are one that lasts longer.",
+                found,
+                len(images),
+            )
 
 
 def _write_folder(job: _Job, path: Path) -> None:
-    path.mkdir()
     info = PngImagePlugin.PngInfo()
+    info.add_text("fps", str(float(job.fps)))
     if job.comment:
         info.add_itxt("comment", job.comment)
     for index, pixels in enumerate(job.frames, start=1):

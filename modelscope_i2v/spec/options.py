@@ -18,11 +18,21 @@ MAX_FRAMES = 10_000
 SIZE_STEP = 8
 """Heights and widths are multiples of this many pixels (the autoencoder's factor)."""
 
+MIN_FPS, MAX_FPS = 0.01, 1000.0
+"""Frames per second that every file format can hold."""
+MAX_PIXELS = 100_000_000
+"""Default limit on the area of a picture or of one frame of a video."""
+MAX_VIDEO_PIXELS = 1_500_000_000
+"""Default limit on the pixels of all frames that are read of a video: 45 frames of 8K, 720 of full HD."""
+MAX_AUDIO_SECONDS = 3600.0
+"""Default limit on the sound that is read with a video's frames; an hour in stereo takes 1.4 GB."""
+
 SCHEDULERS = ("ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc")
 SCHEDULES = ("sqrt_linear", "logsnr_cosine_interp", "cosine")
 OUTPUT_TYPES = ("mp4", "np", "pt", "pil", "latent")
 FITS = ("stretch", "crop", "pad")
 FIRST_FRAMES = ("free", "anchor")
+CHANNEL_ORDERS = ("rgb", "bgr")
 INVERSIONS = ("noise", "ddim")
 
 OF_RESULT = ("height", "width", "output_type")
@@ -119,7 +129,9 @@ class Options:
     )
     height: int = setting(_size, f"height in pixels, a multiple of {SIZE_STEP}")
     width: int = setting(_size, f"width in pixels, a multiple of {SIZE_STEP}")
-    fps: float | None = setting(table.number(0, 1000, above=True), "frames per second of the written video")
+    fps: float | None = setting(
+        table.number(MIN_FPS, MAX_FPS), "frames per second of the written video, 0.01 to 1000"
+    )
     target_fps: int = setting(
         table.integer(1, 240),
         "frame rate that the network is told, which sets how fast things move",
@@ -204,7 +216,25 @@ class Options:
         False,
     )
     max_pixels: int = setting(
-        table.integer(1, 2**62), "largest picture or video frame that is read, in pixels", 100_000_000
+        table.integer(1, 2**62), "largest picture or video frame that is read, in pixels", MAX_PIXELS
+    )
+    max_video_pixels: int = setting(
+        table.integer(1, 2**62),
+        "pixels of all frames together that are read of a video",
+        MAX_VIDEO_PIXELS,
+        applies=_takes_video,
+    )
+    max_audio_seconds: float = setting(
+        table.number(0, 1e6),
+        "longest sound that is read with a video's frames",
+        MAX_AUDIO_SECONDS,
+        applies=_takes_video,
+    )
+    channel_order: str | None = setting(
+        table.choice(*CHANNEL_ORDERS),
+        "how an array's channels are ordered; by default bgr in a picture (as in ModelScope), rgb in frames",
+        applies=lambda family: family.reads_image or family.takes_video,
+        cli=False,
     )
     batch_size: int = setting(
         table.integer(1, 4096), "videos that go through the networks at once", 1, cli=False
@@ -220,7 +250,7 @@ class Options:
 
     def metadata(self) -> dict[str, Any]:
         """What is worth writing into the file: every plain value that says how the video was made."""
-        hidden = ("max_pixels", "num_videos")
+        hidden = ("max_pixels", "max_video_pixels", "max_audio_seconds", "num_videos")
         kept = (name for name, f in FIELDS.items() if f.metadata.get("cli", True) and name not in hidden)
         values = {name: getattr(self, name) for name in kept}
         values["scheduler"] = getattr(self.scheduler, "__name__", self.scheduler)

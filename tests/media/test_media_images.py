@@ -176,12 +176,12 @@ def test_bad_files_are_named(tmp_path: Path, picture: np.ndarray, moving_square,
         (cut, "damaged or cut short"),
         (video, "is a video"),
         (heic, "HEIC"),
-        (tmp_path / ("x" * 5000), "cannot be opened"),
-        (str(tmp_path / "a\0b"), "cannot be opened"),
+        (tmp_path / ("x" * 5000), "xxx….*File name too long"),
+        (str(tmp_path / "a\0b"), "is no path"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             load_image(path)
-        assert repr(str(path))[1:-1] in str(caught.value)
+        assert repr(str(path))[1:50] in str(caught.value) and "\n" not in str(caught.value)
     for source, message in (
         ("", "path of the picture is empty"),
         (b"", "is empty"),
