@@ -46,6 +46,7 @@ _FRAME_NAME = re.compile(r"frame_[0-9]{5,}\.png")
 _GIF_FPS = 100
 """Frames a second at most: a GIF counts in hundredths of a second."""
 
+_MOV_COMMENT = 65_000
 _MAX_BYTES = 2_000_000_000
 _BT709 = 1  # H.273's code point of the BT.709 primaries, transfer and matrix
 _AUDIO_BIT_RATE = 192_000
@@ -115,7 +116,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
             "lacks; install PyAV from PyPI (pip install av), or write .gif or .webp."
         )
     try:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             mode = os.stat(target).st_mode  # or a name that is too long, or holds what names here cannot
             if suffix and stat.S_ISDIR(mode):
                 raise OutputError(f"The output {text!r} is a directory; a file was expected.")
@@ -172,24 +173,31 @@ def write_video(
     """
     target = check_output(path)
     job = _job(frames, fps, crf, metadata, audio)
+    again = iter(frames) is not frames
     attempts = [job]
-    if iter(frames) is not frames:
-        attempts += [replace(job, audio=None)] if job.audio is not None else []
-        attempts += [replace(job, audio=None, comment="")] if job.comment else []
-    for number, attempt in enumerate(attempts, start=1):
+    if again:
+        sounds = [job.audio, None] if job.audio is not None else [None]
+        comments = [job.comment, ""] if job.comment else [""]
+        attempts = [replace(job, audio=audio, comment=comment) for audio in sounds for comment in comments]
+    failure: Exception | None = None
+    for attempt in attempts:
         try:
             _write(attempt, target)
+            break
         except (VideoError, MemoryError):
             raise
         except Exception as error:  # PyAV and Pillow raise what they like
-            if number == len(attempts):
-                raise OutputError(
-                    f"The output {os.fspath(path)!r} could not be written: {plain(error)}."
-                ) from error
-            lost = "metadata" if attempts[number].audio is attempt.audio else "sound"
-            logger.warning("%r is written without its %s (%s).", target.name, lost, plain(error))
-        else:
-            break
+            if not again and not isinstance(error, av.FFmpegError):
+                raise  # whoever makes the frames failed
+            failure = failure or error
+    else:
+        assert failure is not None
+        raise OutputError(
+            f"The output {os.fspath(path)!r} could not be written: {plain(failure)}."
+        ) from failure
+    if failure is not None:
+        lost = ["sound"] * (attempt.audio is not job.audio) + ["metadata"] * (attempt.comment != job.comment)
+        logger.warning("%r is written without its %s (%s).", target.name, " and ".join(lost), plain(failure))
     return os.fspath(path)
 
 
@@ -393,6 +401,8 @@ def _write_container(job: _Job, path: Path, kind: _Container) -> None:
     # "file:" keeps FFmpeg from taking a colon or a leading dash in the path for something else.
     with av.open(f"file:{path}", "w", format=kind.format, options=dict(kind.options)) as container:
         if job.comment:
+            if kind.format == "mov" and len(job.comment.encode()) > _MOV_COMMENT:  # FFmpeg drops it silently
+                raise ValueError(f"MOV holds no comment of more than {_MOV_COMMENT:,} bytes")
             container.metadata["comment"] = job.comment
         options = {"crf": str(job.crf), **kind.video_options}
         stream = container.add_stream(kind.video_codec, rate=job.fps, options=options)

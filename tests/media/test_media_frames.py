@@ -19,7 +19,7 @@ def frames(moving_square) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "kind",
-    ["array", "bgr", "tensor", "pictures", "arrays", "tensors", "paths", "folder", "floats", "float tensor"],
+    ["array", "bgr", "tensor", "pictures", "arrays", "tensors", "paths", "folder", "floats", "float-tensor"],
 )
 def test_every_form_gives_the_same_frames(kind: str, frames: np.ndarray, tmp_path: Path) -> None:
     write_video(frames, tmp_path / "frames", fps=12)

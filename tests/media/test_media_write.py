@@ -19,7 +19,14 @@ from modelscope_i2v.errors import InputError, OutOfMemoryError, OutputError
 from modelscope_i2v.media import write
 from modelscope_i2v.media.sheet import contact_sheet
 from modelscope_i2v.media.videos import Audio, read_video
-from modelscope_i2v.media.write import check_output, codecs, encode_video, read_metadata, write_video
+from modelscope_i2v.media.write import (
+    check_output,
+    codecs,
+    encode_video,
+    keep_frames,
+    read_metadata,
+    write_video,
+)
 
 METADATA = {
     "seed": 7,
@@ -197,7 +204,7 @@ def test_breaking_off_leaves_everything_as_it_was(
     with pytest.raises(expected) as caught:
         write_video(midway(), target)
     if expected is OutputError:
-        assert str(target) in str(caught.value) and "No space" in str(caught.value)
+        assert str(target) in str(caught.value) and "disk is full" in str(caught.value)
     assert os.listdir(tmp_path) == [name]
     after = read_video(target / "frame_00001.png" if target.is_dir() else target).frames
     np.testing.assert_array_equal(after, before)
@@ -208,7 +215,7 @@ def test_a_failing_rename_leaves_nothing(frames: np.ndarray, tmp_path: Path, mon
         raise PermissionError(errno.EACCES, "the file is open in a player")
 
     monkeypatch.setattr(write.os, "replace", refuse)
-    with pytest.raises(OutputError, match="could not be written.*open in a player"):
+    with pytest.raises(OutputError, match="cannot be written.*open in a player"):
         write_video(frames, tmp_path / "a.mp4")
     assert os.listdir(tmp_path) == []
 
@@ -218,6 +225,7 @@ def test_bad_targets_are_refused_before_any_frame_is_taken(frames: np.ndarray, t
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("x")
+    os.mkfifo(tmp_path / "pipe.mp4")
 
     def untouched() -> Iterator[np.ndarray]:
         raise AssertionError("a frame was asked for")
@@ -234,18 +242,21 @@ def test_bad_targets_are_refused_before_any_frame_is_taken(frames: np.ndarray, t
         ("..", "names no file"),
         ("a\0b.mp4", "cannot be written"),
         (tmp_path / ("x" * 300 + ".mp4"), "cannot be written"),
+        (tmp_path / "pipe.mp4", "is not a regular file"),
+        (5, "a string or a pathlib.Path, not int"),
+        (b"a.mp4", "not bytes"),
     ):
         for attempt in (check_output, lambda path: write_video(untouched(), path)):
             with pytest.raises(OutputError, match=message):
                 attempt(path)
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4", "full"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4", "full", "pipe.mp4"]
 
 
 def test_a_folder_without_permission(tmp_path: Path, monkeypatch) -> None:
-    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+    def refuse(**options: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(write.tempfile, "TemporaryFile", refuse)
     with pytest.raises(OutputError, match="a.mp4.*cannot be written.*Permission denied"):
         check_output(tmp_path / "a.mp4")
 
@@ -273,6 +284,7 @@ def test_check_output_leaves_no_trace(tmp_path: Path) -> None:
         (np.zeros((2, 0, 8, 3), np.uint8), "Frame 0"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)], "Frame 1 is 10x8.*first has 8x8"),
         (["frame"], "Frame 0 is str"),
+        (5, "from int"),
     ],
 )
 def test_bad_frames(bad: object, message: str, tmp_path: Path) -> None:
@@ -287,6 +299,8 @@ def test_bad_frames(bad: object, message: str, tmp_path: Path) -> None:
         ({"fps": 0}, "fps=0"),
         ({"fps": float("nan")}, "fps=nan"),
         ({"fps": 1001}, "fps=1001"),
+        ({"fps": 1e-7}, "fps=1e-07.*from 0.01 to 1000"),
+        ({"fps": "fast"}, "fps=fast"),
         ({"crf": 52}, "crf=52"),
         ({"crf": -1}, "crf=-1"),
         ({"format": "avi"}, "format='avi'.*mp4"),
@@ -369,3 +383,184 @@ def test_contact_sheet_keeps_to_its_width(height: int, width: int, count: int, c
 def test_contact_sheet_of_nothing() -> None:
     with pytest.raises(InputError, match="at least one frame"):
         contact_sheet(np.zeros((0, 8, 8, 3), np.uint8))
+
+
+# ---- nothing is lost ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FILES, "folder"])
+def test_odd_metadata_is_written_or_left_out(name: str, frames: np.ndarray, tmp_path: Path, caplog) -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    odd = {"text": "caf\udce9 \0 \ud800", "nan": float("inf"), "long": "x" * 60_000}
+    write_video(frames, tmp_path / name, metadata=odd)
+    assert read_metadata(tmp_path / name) == odd and not caplog.records
+    circle: dict[str, object] = {}
+    circle["me"] = circle
+    for metadata in ({"x": Odd()}, {(1, 2): 3}, circle):
+        write_video(frames, tmp_path / name, metadata=metadata)
+        assert read_metadata(tmp_path / name) == {} and "metadata" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_odd_sound_is_repaired_or_left_out(name: str, frames: np.ndarray, tmp_path: Path, caplog) -> None:
+    broken = tone(2)
+    broken.samples[:, 20_000:21_000] = np.nan
+    broken.samples[:, 22_000:22_100] = np.inf
+    write_video(frames, tmp_path / name, audio=broken, metadata=METADATA)
+    audio = read_video(tmp_path / name).audio.samples
+    assert np.isfinite(audio).all() and sounds_like(audio[:, 4800:19_000], tone(2).samples[:, 4800:19_000])
+    assert "no numbers" in caplog.text and read_metadata(tmp_path / name) == METADATA
+    for audio in (
+        Audio(np.zeros((3, 100), np.float32)),
+        Audio(np.zeros(100, np.float32)),
+        Audio(np.zeros((1, 100), np.int16)),
+        Audio(np.zeros((1, 48000), np.float32), 12_345),
+        Audio(np.zeros((1, 48000), np.float32), 0),
+    ):
+        caplog.clear()
+        write_video(frames, tmp_path / name, audio=audio, metadata=METADATA)
+        video = read_video(tmp_path / name)
+        assert video.audio is None and len(video.frames) == 9 and read_metadata(tmp_path / name) == METADATA
+        assert "sound" in caplog.text
+
+
+def test_metadata_that_a_format_refuses_are_left_out(
+    frames: np.ndarray, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    def refuse(data: bytes, comment: bytes) -> bytes:
+        raise RuntimeError("no place for it")
+
+    monkeypatch.setattr(write, "_gif_with_comment", refuse)
+    write_video(frames, tmp_path / "a.gif", metadata=METADATA)
+    assert read_metadata(tmp_path / "a.gif") == {} and "without its metadata (no place for it)" in caplog.text
+    write_video(frames, tmp_path / "a.mov", metadata={"text": "x" * 70_000}, audio=tone(1))
+    assert read_metadata(tmp_path / "a.mov") == {} and "without its metadata (MOV" in caplog.text
+    assert read_video(tmp_path / "a.mov").audio is not None
+    with pytest.raises(RuntimeError):  # from an iterator there is no second attempt
+        write_video(iter(frames), tmp_path / "a.gif", metadata=METADATA)
+
+
+def test_a_folder_that_is_a_link(frames: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("new")
+    for name, real in (("link", "real"), ("dangling", "new")):
+        for count in (3, 2):
+            assert write_video(frames[:count], tmp_path / name) == str(tmp_path / name)
+            assert (tmp_path / name).is_symlink() and len(os.listdir(tmp_path / real)) == count
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "link", "new", "real"]
+    (tmp_path / "nowhere").symlink_to("no such/x")
+    with pytest.raises(OutputError, match="no such' of the output .* does not exist"):
+        check_output(tmp_path / "nowhere")
+
+
+def test_what_is_put_into_a_folder_meanwhile_is_kept(frames: np.ndarray, tmp_path: Path) -> None:
+    write_video(frames[:5], tmp_path / "out")
+
+    def meanwhile() -> Iterator[np.ndarray]:
+        yield from frames[:2]
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    write_video(meanwhile(), tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["frame_00001.png", "frame_00002.png", "notes.txt"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_two_threads_write_the_same_folder(frames: np.ndarray, tmp_path: Path) -> None:
+    failures = []
+
+    def run(count: int) -> None:
+        for _ in range(15):
+            try:
+                write_video(frames[:count, :8, :8], tmp_path / "out")
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(count,)) for count in (2, 5, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(os.listdir(tmp_path / "out")) in (2, 5, 9) and os.listdir(tmp_path) == ["out"]
+
+
+def test_a_replaced_file_keeps_its_mode(frames: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch(0o600)
+    (tmp_path / "out").mkdir(0o700)
+    for name, mode in (("a.mp4", 0o600), ("out", 0o700)):
+        os.chmod(tmp_path / name, mode)
+        write_video(frames[:2], tmp_path / name)
+        assert os.stat(tmp_path / name).st_mode & 0o777 == mode
+
+
+def durations(path: Path) -> list[int]:
+    """Milliseconds of each frame."""
+    with Image.open(path) as image:
+        found = []
+        for index in range(image.n_frames):
+            image.seek(index)
+            image.load()
+            found.append(round(image.info["duration"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fps", "count"), [(8, 32), (12, 30), (24, 48), (30, 30), (60, 30), (100, 20), (0.01, 2)]
+)
+def test_a_gif_keeps_its_time_in_the_mean(fps: float, count: int, moving_square, tmp_path: Path) -> None:
+    write_video(moving_square(count, 32, 32), tmp_path / "a.gif", fps=fps)
+    found = durations(tmp_path / "a.gif")
+    assert len(found) == count and max(found) - min(found) <= 10
+    assert sum(found) == pytest.approx(1000 * count / fps, abs=10)
+
+
+def test_a_gif_leaves_out_what_it_cannot_show(moving_square, tmp_path: Path, caplog) -> None:
+    write_video(moving_square(48, 32, 32), tmp_path / "a.gif", fps=240)
+    assert sum(durations(tmp_path / "a.gif")) == pytest.approx(200, abs=10)
+    assert "27 of 48 frames are left out" in caplog.text
+
+
+def test_a_webp_says_that_it_merges_equal_frames(frames: np.ndarray, tmp_path: Path, caplog) -> None:
+    write_video(frames[[0, 0, 0, 5, 5, 8]], tmp_path / "a.webp", fps=10)
+    assert "3 frames for 6" in caplog.text
+    assert durations(tmp_path / "a.webp") == [300, 200, 100]
+    caplog.clear()
+    write_video(frames, tmp_path / "a.webp", fps=10)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", [*FILES, "folder"])
+@pytest.mark.parametrize("fps", [0.01, 1000])
+def test_extreme_rates(name: str, fps: float, frames: np.ndarray, tmp_path: Path) -> None:
+    write_video(frames[:3], tmp_path / name, fps=fps, audio=tone(1) if fps > 1 else None)
+    path = tmp_path / name
+    video = read_video(path / "frame_00001.png" if path.is_dir() else path)
+    assert video.frames.shape[1:] == frames.shape[1:]
+    if path.suffix not in ("", ".gif"):
+        assert video.fps == pytest.approx(fps, rel=0.01)
+
+
+def test_frames_are_kept_where_a_video_cannot_be(frames: np.ndarray, tmp_path: Path, monkeypatch) -> None:
+    assert keep_frames(frames, tmp_path / "a.mp4", 8) == str(tmp_path / "a-frames")
+    assert keep_frames(frames, tmp_path / "a.mp4", 8) == str(tmp_path / "a-frames-2")
+    monkeypatch.setattr(write.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert keep_frames(frames, None, 8) == str(tmp_path / "video-frames")
+    assert keep_frames(frames, tmp_path / "gone" / "b.mp4", 8) == str(tmp_path / "b-frames")
+    assert len(os.listdir(tmp_path / "b-frames")) == 9
+    monkeypatch.setattr(write.tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
+    assert keep_frames(frames, None, 8) is None
+
+
+def test_metadata_of_pipes_and_of_what_is_no_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
+    (tmp_path / "c.webp").write_text("hello")
+    for name in ("a.mp4", "b.png", "c.webp", "d.gif"):
+        with pytest.raises(InputError, match=name) as caught:
+            read_metadata(tmp_path / name)
+        assert "\n" not in str(caught.value)
