@@ -117,7 +117,7 @@ def check(family: Family, inputs: Mapping[str, Any], options: Options) -> None:
     if not isinstance(source, (str, os.PathLike)) or str(source).lower().startswith(("http:", "https:")):
         return
     if family.takes_video:
-        read_video(source, max_frames=1, max_pixels=options.max_pixels)
+        as_video(source, max_frames=1, max_pixels=options.max_pixels)
     else:
         load_image(source, max_pixels=options.max_pixels)
 
