@@ -1,4 +1,4 @@
-"""Devices, number types, and what to say when memory runs out."""
+"""Devices, number types and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def free_memory(device: torch.device) -> int | None:
 
 
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "alloc_failed")
-"""What errors say, in small letters, of CPUs, of drivers and MPS, and of CUDA's libraries."""
+"""Signs of an out-of-memory error in messages of CPUs, of drivers and MPS, and of CUDA's libraries."""
 
 
-class out_of_memory_told(contextlib.AbstractContextManager[None]):
+class out_of_memory_advice(contextlib.AbstractContextManager[None]):
     """Turns the device's out-of-memory errors into one that says what needs less.
 
     ``advice`` is asked for a sentence on the work at hand, once memory has run out.

@@ -122,7 +122,7 @@ def _rows(text: str, limit: int | None = None) -> list[list[tuple[int, float]]]:
 
 
 def rows_needed(text: str) -> int:
-    """How many rows of 77 tokens hold all of a text; at least one."""
+    """The number of rows of 77 tokens that a text takes; at least one."""
     return len(_rows(text))
 
 

@@ -1,6 +1,6 @@
 """From a picture to a large video: one model animates it, another makes the result larger and finer.
 
-Frames pass from one stage to the next as tensors, and what both checkpoints have alike is in memory once.
+Frames pass from one stage to the next as tensors; networks with equal weights are in memory once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Animation(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What both stages make of one input."""
+    """Inputs and options of both stages for one input of the cascade."""
 
     first: tuple[dict[str, Any], Options]
     second: dict[str, Any]
@@ -213,8 +213,8 @@ class Cascade:
             given = {"image": given}
         keys = ("image", "image_path", *requests.TEXTS)
         inputs = {key: value for key, value in given.items() if key in keys and value is not None}
-        beside = {key: value for key, value in given.items() if key not in keys}
-        plain = {**beside, **{name: value for name, value in options.items() if value is not None}}
+        others = {key: value for key, value in given.items() if key not in keys}
+        plain = {**others, **{name: value for name, value in options.items() if value is not None}}
         texts = [inputs.pop(key) for key in requests.TEXTS if key in inputs]
         text = texts[0] if texts else ""
         if not isinstance(text, str):
@@ -273,7 +273,7 @@ def animate(
         text: what the video shows, in English. The second stage follows it, and I2VGen-XL as the first.
         output_video: a path (several videos number it), a list of paths, or None for the videos themselves.
         models: the stages' checkpoints, see :meth:`Cascade.load`.
-        keep_first: also write the small video, next to the other: ``cat-first.mp4`` beside ``cat.mp4``.
+        keep_first: also write the small video, next to the other: ``cat-first.mp4`` and ``cat.mp4``.
         refine: a first video (a path, a URL, bytes, or frames), or a list of them: ``image`` is not
             looked at, and the second stage alone runs, on this.
         settings: how the models are loaded and run, see :class:`modelscope_i2v.spec.runtime.Runtime`, and
@@ -293,8 +293,8 @@ def animate(
         list of such where several videos are made of an input, or several inputs were given.
 
     Raises:
-        CheckpointError, InputError, OutputError: what is wrong is told before any video is made, where
-            that can be known.
+        CheckpointError, InputError, OutputError: raised before any video is made, where that can be
+            known.
         OutOfMemoryError, NumericalError, Cancelled: from either stage.
     """
     if refine is None and image is None:
@@ -341,7 +341,7 @@ def alike(loaded: VideoGenerator, of: ModelDirectory, model: ModelDirectory) -> 
 
 
 def holds(file: TensorFile, network: nn.Module) -> bool:
-    """Whether loading a file would give the very weights that a loaded network has.
+    """True if loading a file would give exactly the weights that a loaded network has.
 
     The file is read as far as the first difference.
     """
@@ -358,7 +358,7 @@ def holds(file: TensorFile, network: nn.Module) -> bool:
 
 
 def first_path(path: Path) -> Path:
-    """Where the small video goes beside the large one."""
+    """The path of the small video for a path of the large one."""
     return path.with_name(f"{path.stem}-first{path.suffix}")
 
 
@@ -384,7 +384,9 @@ def _stage(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     options = dict(options or {})
     for option in OF_WHOLE:
         if option in options:
-            raise InputError(f"{option} is an option of the whole cascade; give it beside {name}, not in it.")
+            raise InputError(
+                f"{option} is an option of the whole cascade; give it without {name}."
+            )
     return options
 
 

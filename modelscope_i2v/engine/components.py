@@ -11,7 +11,7 @@ from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from ..compute import compilation, quantization
 from ..compute.attention import use_kernel
-from ..devices import encoder_dtype, out_of_memory_told
+from ..devices import encoder_dtype, out_of_memory_advice
 from ..encoders.clip import ImageEncoder, TextEncoder
 from ..networks.autoencoder import AutoencoderKL
 from ..networks.layers import float32_names, layouts
@@ -79,7 +79,7 @@ def _read(
     networks |= preloaded
     towers = {"text_encoder": family.reads_text, "image_encoder": family.reads_image}
     missing = [name for name in kinds if name not in preloaded and towers.get(name, True)]
-    with bar(len(missing), "Loading", runtime.progress, "file") as loading, out_of_memory_told():
+    with bar(len(missing), "Loading", runtime.progress, "file") as loading, out_of_memory_advice():
         for name in missing:
             part = "clip" if name in towers else name
             with torch.device("meta"):

@@ -31,7 +31,7 @@ from ..networks.autoencoder import AutoencoderKL
 from ..networks.layers import cast
 from ..networks.stunet import STUNet
 from ..progress import bar
-from ..sampling.first_frame import anchored
+from ..sampling.first_frame import hold_first_frame
 from ..sampling.guidance import denoiser, guided, in_interval
 from ..sampling.noise import NoiseSource, SolverNoise
 from ..sampling.schedules import SCHEDULES, Schedule
@@ -364,7 +364,7 @@ class VideoGenerator:
         return torch.stack([self._noised_video(job) for job in batch])
 
     def _shape(self, request: Request) -> tuple[int, int, int, int]:
-        """Of one video's latents on the network's canvas: [4, f, h, w]."""
+        """Shape of one video's latents on the network's canvas: [4, f, h, w]."""
         size = self.unet.config.canvas(*self._latent_size(request.options))
         return self.unet.config.out_dim, request.num_frames, *size
 
@@ -462,7 +462,7 @@ class VideoGenerator:
             picture = positive.get("picture")  # only I2VGen-XL's network has it already
             if picture is None:
                 picture = torch.stack([self._picture(job) for job in batch])
-            solver = anchored(solver, picture, start[:, :, 0])
+            solver = hold_first_frame(solver, picture, start[:, :, 0])
         noisiest = self.family.start_timestep(options.strength if self.family.takes_video else 1.0)
         total = min(options.num_inference_steps, noisiest + 1)
 

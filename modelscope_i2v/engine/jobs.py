@@ -1,4 +1,4 @@
-"""What a generator works off: one job a video, several of them a batch."""
+"""Jobs of a generator: one a video, several in a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Job(NamedTuple):
 
     request: Request
     number: int
-    """Which of the request's videos it is, from 0."""
+    """Its place among the request's videos, from 0."""
     seed: int | None
     source: NoiseSource
 
@@ -27,7 +27,7 @@ class Job(NamedTuple):
 
 
 def batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
-    """Runs of alike jobs, no longer than their batch size."""
+    """Batches of consecutive jobs with equal options, no longer than their batch size."""
     batch: list[Job] = []
     for job in jobs:
         if batch and (

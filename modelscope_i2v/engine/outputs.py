@@ -22,7 +22,7 @@ def output_argument(path: tuple[Any, ...], output_video: Any) -> Any:
 
     Raises:
         InputError: for a second argument that is no path with a video's suffix (a text, most likely), or
-            beside the keyword.
+            in addition to the keyword.
     """
     if not path:
         return output_video
@@ -39,14 +39,14 @@ def output_argument(path: tuple[Any, ...], output_video: Any) -> Any:
 
 
 def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]:
-    """Where each video goes, before any is made; ``None`` for one that is returned.
+    """The path of each video, checked before any is made; ``None`` for one that is returned.
 
     ``output_types`` has an entry for each video.
 
     One path for several videos is numbered: ``out.mp4`` becomes ``out-1.mp4``, ``out-2.mp4``, ….
 
     Raises:
-        InputError: for a list of another length, or a path beside an output type that is no file.
+        InputError: for a list of another length, or a path with an output type that is not a file.
         OutputError: for a path that cannot be written.
     """
     count = len(output_types)

@@ -44,7 +44,7 @@ class Request:
     frames: Tensor | None = None
     """Frames of the input video [f, 3, height, width], -1..1."""
     content: tuple[int, int, int, int] | None = None
-    """Where the input video lies in the frames (top, left, height, width), if not everywhere."""
+    """Area of the frames that the input video covers (top, left, height, width), if not all of it."""
     fps: float = 8.0
     """Frame rate of the written file."""
     audio: Any = None
@@ -52,7 +52,7 @@ class Request:
     """Rows of 77 tokens that the text, or what the video should not show, takes."""
 
     def alike(self, other: Request) -> bool:
-        """Whether both can be made in one batch."""
+        """True if both can be made in one batch."""
         mine, theirs = self.options, other.options
         if mine.latents is not None or theirs.latents is not None:
             return False
@@ -125,10 +125,10 @@ def check(family: Family, inputs: Mapping[str, Any], options: Options) -> None:
 def resolve(
     family: Family, given: Any, options: Mapping[str, Any], checkpoint: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Options]:
-    """Parts an input, bare or a dict, from the options beside it, and checks those.
+    """Separates an input, bare or a dict, from its options, and checks those.
 
     Args:
-        given: a picture, a video, a text, or a dict of those with options beside them.
+        given: a picture, a video, a text, or a dict of those that may also hold options.
         options: the call's options; they come before those in the dict.
         checkpoint: the checkpoint's own defaults.
 

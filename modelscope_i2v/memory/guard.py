@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from ..devices import free_memory, out_of_memory_told
+from ..devices import free_memory, out_of_memory_advice
 from ..spec.options import Options
 from . import count
 from .placement import Placement, send
@@ -24,7 +24,7 @@ def place(
     return Placement(device, count.choose(model, default, dtype, device), adapts=True)
 
 
-class MemoryGuard(out_of_memory_told):
+class MemoryGuard(out_of_memory_advice):
     """Context of a call that makes videos, or a part of them, in the memory there is.
 
     Where the placement may adapt and its mode has too little memory for these options, the call gets a
@@ -102,7 +102,7 @@ def bring(
     """
     if placement.mode != "resident":
         return
-    with out_of_memory_told():
+    with out_of_memory_advice():
         if displaced is not None and free is not None:
             missing = sum(p.nbytes for p in network.parameters() if p.device.type != placement.device.type)
             make_space(displaced, missing + max(needed), free)

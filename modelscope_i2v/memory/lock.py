@@ -20,7 +20,7 @@ class Lock:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._depths: Counter[int] = Counter()
-        """How often each thread has it; threads that have it not are not listed."""
+        """Times that each thread holds it; a thread that does not is not listed."""
         self._exclusive = False
         self._writers_waiting = 0
 

@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""Memory of the machine or container: total and free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says what a container may use (cgroups of version 2 and 1)."""
+"""Files in which Linux states a container's limit (cgroups of version 2 and 1)."""
 
 
 class Memory(NamedTuple):

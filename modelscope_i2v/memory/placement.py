@@ -79,7 +79,7 @@ class Placement:
 
     @property
     def storage_device(self) -> torch.device:
-        """Where networks are while they do not compute."""
+        """The device that holds networks while they do not compute."""
         return self.device if self.mode == "resident" or not self.moves else torch.device("cpu")
 
     def options(self, options: Options) -> Options:
@@ -156,8 +156,8 @@ class Placement:
             if self.moves:
                 blocks = list(stream_blocks(network)) if streams else []
                 inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
-                beside = [tensor for tensor in _tensors(network) if id(tensor) not in inside]
-                stack.enter_context(copied_to(beside, self.device))
+                others = [tensor for tensor in _tensors(network) if id(tensor) not in inside]
+                stack.enter_context(copied_to(others, self.device))
                 if blocks:
                     if network not in self._streams:
                         self._streams[network] = Stream(self.device)
@@ -297,7 +297,7 @@ class _Turns:
         self.coming = index, piece, ready
 
     def end(self) -> None:
-        """All weights are the host's again, and no copy is under way."""
+        """Points all weights to the host's memory again and waits for copies under way."""
         for block in self.blocks:
             block.restore()
         self.copies.finish()
@@ -310,7 +310,7 @@ class Copies:
         self.device = device
 
     def mark(self) -> Any:
-        """What computation has reached, for :meth:`copy`."""
+        """A point in the computation, for :meth:`copy`."""
 
     def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
         """Copies from the host, not before ``after``; returns when it is there, for :meth:`wait`."""
@@ -324,7 +324,7 @@ class Copies:
 
 
 class CudaCopies(Copies):
-    """Copies on a stream of their own, beside computation on the present one."""
+    """Copies on a stream of their own, concurrent with computation on the current one."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -357,7 +357,7 @@ def _elsewhere(network: nn.Module, device: torch.device) -> bool:
 
 
 def _same(one: torch.device, other: torch.device) -> bool:
-    """Whether two devices are one; without an index, ``cuda`` is the current one."""
+    """True if two devices are the same; a missing index is 0."""
     return one.type == other.type and (one.index or 0) == (other.index or 0)
 
 
@@ -371,7 +371,7 @@ def _copies(device: torch.device) -> Copies:
 
 
 def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
-    """Parameters and buffers, those of LoRAs beside the layers among them."""
+    """Parameters and buffers, including those of LoRAs."""
     yield from stored((*module.parameters(recurse), *module.buffers(recurse)))
 
 

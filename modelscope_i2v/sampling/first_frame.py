@@ -1,4 +1,4 @@
-"""The picture itself as the first frame."""
+"""Holding the first frame to a given picture while the others are denoised."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .schedules import Schedule
 from .solvers import Denoiser, Solver
 
 
-def anchored(solver: Solver, picture: Tensor, noise: Tensor) -> Solver:
+def hold_first_frame(solver: Solver, image_latents: Tensor, noise: Tensor) -> Solver:
     """A solver that holds frame 1 to a picture while the other frames are denoised.
 
     Whatever the solver asks of the network, frame 1 goes in as the picture with ``noise`` at that
-    timestep, and comes out as the picture; the last latents hold it exactly. The others learn of it
+    timestep, and comes out as the picture; the last latents hold it exactly. It reaches the other frames
     through the network's temporal layers. That is the replacement of Lugmayr et al., "RePaint"
     (arXiv:2201.09865), equation 8, with frames for pixels, and with one noise for all steps.
 
     Args:
-        picture: its scaled latent [b, 4, h, w].
+        image_latents: the picture's scaled latents [b, 4, h, w].
         noise: [b, 4, h, w], standard normal.
     """
 
@@ -36,11 +36,11 @@ def anchored(solver: Solver, picture: Tensor, noise: Tensor) -> Solver:
         alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
 
         def held(x: Tensor, t: int) -> Tensor:
-            clean = denoise(_with_first(x, alphas[t] * picture + sigmas[t] * noise), t)
-            return _with_first(clean, picture)
+            clean = denoise(_with_first(x, alphas[t] * image_latents + sigmas[t] * noise), t)
+            return _with_first(clean, image_latents)
 
         for step, latents in enumerate(solver(held, x, schedule, steps, start, fresh, eta), start=1):
-            yield _with_first(latents, picture) if step == steps else latents
+            yield _with_first(latents, image_latents) if step == steps else latents
 
     return solve
 

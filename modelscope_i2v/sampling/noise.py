@@ -39,7 +39,7 @@ class NoiseSource:
         return torch.randn(*shape, generator=self.generator, device=device).cpu()
 
     def normal_by_frames(self, shape: Sequence[int], original_device: torch.device | str = "cpu") -> Tensor:
-        """As :meth:`normal`, for [c, f, h, w] that lies in memory frame by frame.
+        """Standard normal numbers as :meth:`normal`, for [c, f, h, w] stored frame by frame.
 
         PyTorch draws other numbers for a tensor that is not contiguous, and the original asks for noise
         like latents that it has transposed.
@@ -60,7 +60,7 @@ class NoiseSource:
 
 
 class SolverNoise:
-    """What stochastic solvers draw while they run, for a batch of videos."""
+    """Noise that stochastic solvers draw while they run, for a batch of videos."""
 
     def __init__(self, sources: Sequence[NoiseSource]) -> None:
         self.sources = sources

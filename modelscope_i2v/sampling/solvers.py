@@ -81,7 +81,7 @@ def ddim(
 
 
 def inversion_timesteps(steps: int, reach: int) -> range:
-    """Where :func:`ddim_inversion` evaluates, as the original has it: 0, reach / steps, … below ``reach``.
+    """Timesteps of :func:`ddim_inversion`, as in the original: 0, reach / steps, … below ``reach``.
 
     Where the stride is no whole number it is rounded down, and they are more than ``steps``.
     """

@@ -1,4 +1,4 @@
-"""The table of checkpoint families: one entry tells all that one task's weights were trained with.
+"""The table of checkpoint families: one entry for each set of weights.
 
 Nothing here imports torch, so that the command line and the option checks stay light.
 """
@@ -15,7 +15,7 @@ LATENT_SCALE = 0.18215
 
 @dataclass(frozen=True)
 class Family:
-    """What one family of checkpoints was trained with, and what its original pipeline does.
+    """Facts about one family of checkpoints: its training, and constants of its original pipeline.
 
     Sizes are in pixels, ``fps`` in frames per second.
     """
@@ -24,7 +24,7 @@ class Family:
     label: str
     """The name within names of classes, such as ``ImageToVideoPipeline``."""
     makes: str
-    """What its models make, of what."""
+    """Inputs and outputs of its models."""
     task: str
     """ModelScope's task."""
     model_type: str
@@ -53,7 +53,7 @@ class Family:
     fps: float = 8.0
     """Frame rate of the written file."""
     target_fps: int = 8
-    """Frame rate that the fps embedding is told, where there is one."""
+    """Frame rate given to the fps embedding, where there is one."""
     clip_crop: int | None = 448
     """Side of the square that is cut out of a picture for CLIP's image tower, before it shrinks that;
     None: the video's width."""
@@ -61,7 +61,7 @@ class Family:
     """Weight of the noise that a whole frame's channel shares."""
     takes_video: bool = False
     strength: float = 1.0
-    """How far back into the noise an input video goes; denoising starts there, see :meth:`start_timestep`."""
+    """Share of the noise added to an input video, 0 to 1; denoising begins at :meth:`start_timestep`."""
     inversion_guidance: tuple[float, float] = (9.0, 0.3)
     """Guidance scale and rescale where the video goes back by DDIM inversion."""
     crf: int = 17
@@ -69,7 +69,7 @@ class Family:
     decode_chunk_size: int = 8
     negative_prompt: str = ""
     prompt_suffix: str = ""
-    """What is appended to every prompt."""
+    """Text appended to every prompt."""
 
     @staticmethod
     def start_timestep(strength: float) -> int:

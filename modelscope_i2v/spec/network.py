@@ -1,4 +1,4 @@
-"""What distinguishes one network of the family from another: data, no code and no torch."""
+"""Network configurations: sizes and parts, as data; no torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class STUNetConfig:
     context_dim: int = 1024
     dropout: float = 0.1
     image_tokens: int = 0
-    """How many context tokens an MLP makes from a CLIP image embedding; 0: the context is text."""
+    """Context tokens that an MLP makes of a CLIP image embedding; 0: the context is text."""
     image_dim: int = 1024
     """Width of that image embedding."""
     fps_embedding: bool = False
     local_image: bool = False
-    """The picture's latent enters too: as context tokens, and as four channels beside the noisy ones."""
+    """The picture's latents are inputs too: as context tokens, and as four concatenated channels."""
     extra_rows: bool = False
     """Downsampling pads two rows instead of one, and upsampling drops the first and last row:
     heights are then ≡ 2 (mod 8) latents, as the video-to-video weights were trained (90 → 46 → 24
@@ -66,7 +66,7 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """How many picture pixels a latent pixel is wide and high."""
+        """Width and height of a latent pixel in pixels of the picture."""
         return 2 ** (len(self.ch_mult) - 1)
 
 

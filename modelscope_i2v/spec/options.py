@@ -99,7 +99,7 @@ def _takes_fps(family: Family) -> bool:
 
 @dataclass(frozen=True)
 class Options:
-    """How a video is made. ``None`` where the task or the checkpoint decides.
+    """Options of a call. ``None`` where the task or the checkpoint decides.
 
     Names are the ones that diffusers made usual; sizes are in pixels.
     """
@@ -134,7 +134,7 @@ class Options:
     )
     target_fps: int = setting(
         table.integer(1, 240),
-        "frame rate that the network is told, which sets how fast things move",
+        "frame rate given to the network, which sets how fast things move",
         applies=_takes_fps,
     )
     first_frame: str = setting(
@@ -249,7 +249,7 @@ class Options:
     )
 
     def metadata(self) -> dict[str, Any]:
-        """What is worth writing into the file: every plain value that says how the video was made."""
+        """The plain values that say how the video was made, for the file's metadata."""
         hidden = ("max_pixels", "max_video_pixels", "max_audio_seconds", "num_videos")
         kept = (name for name, f in FIELDS.items() if f.metadata.get("cli", True) and name not in hidden)
         values = {name: getattr(self, name) for name in kept}

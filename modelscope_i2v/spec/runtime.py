@@ -1,4 +1,4 @@
-"""How a model is loaded and run: one table that checks, documents and offers it on the command line.
+"""Runtime settings (how a model is loaded and run): one table with checks, help and command-line flags.
 
 Everything that loads a model (:meth:`VideoGenerator.from_directory`, ``Cascade.load``, ``animate``,
 ``pipeline(…)``, ``evaluate``, the trainers, the command line) takes these settings as keywords and hands
@@ -51,7 +51,7 @@ def _dtype(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a model is loaded and run. ``None`` where the machine decides."""
+    """Settings of loading and running a model. ``None`` where the machine decides."""
 
     device: str | None = setting(
         _device,

@@ -12,7 +12,7 @@ from modelscope_i2v.engine.generator import Job, VideoGenerator
 from modelscope_i2v.errors import InputError
 from modelscope_i2v.networks.local_image import over_time
 from modelscope_i2v.networks.stunet import STUNet
-from modelscope_i2v.sampling.first_frame import anchored
+from modelscope_i2v.sampling.first_frame import hold_first_frame
 from modelscope_i2v.sampling.noise import NoiseSource, SolverNoise
 from modelscope_i2v.sampling.schedules import SCHEDULES
 from modelscope_i2v.sampling.solvers import SOLVERS
@@ -64,7 +64,7 @@ def test_every_solver_holds_the_first_frame(solver, schedule):
 
     free = run(SOLVERS[solver])
     seen.clear()
-    held = run(anchored(SOLVERS[solver], still, noise))
+    held = run(hold_first_frame(SOLVERS[solver], still, noise))
     assert len(held) == steps
     assert torch.equal(held[-1][:, :, 0], still)
     for t, frame in seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modelscope_i2v.devices import out_of_memory_told
+from modelscope_i2v.devices import out_of_memory_advice
 from modelscope_i2v.errors import OutOfMemoryError
 from modelscope_i2v.memory import count as memory_model
 from modelscope_i2v.memory.chunking import chunked
@@ -116,6 +116,6 @@ def test_the_error_says_what_would_fit(monkeypatch):
     assert told(0.01).endswith("not even one frame of this size fits.")
     with (
         pytest.raises(OutOfMemoryError, match="at most 24 frames .* num_frames"),
-        out_of_memory_told(lambda: told(3)),
+        out_of_memory_advice(lambda: told(3)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
