@@ -384,9 +384,7 @@ def _stage(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     options = dict(options or {})
     for option in OF_WHOLE:
         if option in options:
-            raise InputError(
-                f"{option} is an option of the whole cascade; give it without {name}."
-            )
+            raise InputError(f"{option} is an option of the whole cascade; give it without {name}.")
     return options
 
 
