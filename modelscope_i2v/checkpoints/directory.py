@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import embedded
 from ..errors import CheckpointError
-from ..spec.families import FAMILIES, TASKS, TEXT_TO_VIDEO, Family
+from ..spec.families import FAMILIES, TASKS, TEXT_TO_VIDEO, Family, family_name
 from ..spec.network import (
     TEXT_SIZES,
     VISION_SIZES,
@@ -65,6 +66,7 @@ class ModelDirectory:
         ``configuration.json`` that describes a model (mirrors of such folders have one that doesn't).
 
         Args:
+            path: the directory, or the name of an embedded model (:mod:`modelscope_i2v.embedded`).
             task: what the model is to do, where the caller knows; None: what the configuration says.
             new_unet: the U-Net is yet to be trained, so its file may be missing.
 
@@ -72,7 +74,8 @@ class ModelDirectory:
             CheckpointError: for a directory, a file or a key that is missing or wrong, and for a
                 model of another task.
         """
-        path = Path(path)
+        task = task and family_name(task)
+        path = embedded.find(path, task) or Path(path)
         if os.path.isfile(path):
             raise CheckpointError(f"{path} is a file; the model directory around it is needed here.")
         if not os.path.isdir(path):

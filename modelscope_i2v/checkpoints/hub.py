@@ -8,6 +8,7 @@ import re
 import time
 from pathlib import Path
 
+from .. import embedded
 from ..errors import CheckpointError
 from ..spec.families import FAMILIES
 
@@ -20,24 +21,27 @@ _PATIENCE = 4.0
 """Seconds that the hub has for a first answer."""
 
 
-def fetch(model: str | os.PathLike[str], revision: str | None = None) -> Path:
+def fetch(model: str | os.PathLike[str], revision: str | None = None, task: str | None = None) -> Path:
     """The directory of a model, downloaded from the hub (into ModelScope's cache) where it is an id.
 
     Without a network, a copy in that cache is used.
 
     Args:
         revision: a tag or branch on the hub, such as ``v1.1.0``; None: the hub's default.
+        task: what the name ``embedded`` means: the embedded model of this task.
 
     Raises:
         CheckpointError: there is no such directory, and no such model on the hub or in the cache.
     """
     if os.path.exists(model):  # unlike pathlib's, it takes a name that is too long for one that is not there
         return Path(model)
+    if (found := embedded.find(model, task)) is not None:
+        return found
     name = canonical(os.fspath(model))
     if not is_id(name):
         raise CheckpointError(
             f"There is no model directory {name!r}; a model is a directory, or an id on the ModelScope hub "
-            "such as damo/Image-to-Video."
+            "such as damo/Image-to-Video, or embedded."
         )
     try:
         from modelscope.hub.snapshot_download import snapshot_download

@@ -90,8 +90,8 @@ def _run(args: argparse.Namespace) -> int:
     seed = options.setdefault("seed", secrets.randbelow(2**32))
 
     check_machine(args)
-    first = args.first_model if refining else find_model(args.first_model)
-    second = find_model(args.second_model)
+    first = args.first_model if refining else find_model(args.first_model, IMAGE_TO_VIDEO.task)
+    second = find_model(args.second_model, VIDEO_TO_VIDEO.task)
 
     from ..engine.cascade import animate
 

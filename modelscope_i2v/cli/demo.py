@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
+from ..spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, family_name
 from .make import load_pipeline
 from .parser import PROGRAM, say
 
@@ -36,7 +36,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "-o", "--output", metavar="DIR", default=_FOLDER, help="folder to write to (default: %(default)s)"
     )
     made.add_argument(
-        "--task", choices=[*FAMILIES, _CASCADE], help="make one of the videos only (default: all)"
+        "--task",
+        type=family_name,
+        choices=[*FAMILIES, _CASCADE],
+        help="make one of the videos only (default: all)",
     )
     made.add_argument("--no-progress", action="store_true", help="show no progress")
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..spec.families import FAMILIES, TASKS
+from ..spec.families import FAMILIES, TASKS, family_name
 from .parser import PROGRAM, add_machine, add_options, given_options, given_runtime, note, options_of_any, say
 
 _FOLDER = "modelscope-i2v-evaluation"
@@ -35,7 +35,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="MODEL",
         help="a model directory, an id on the ModelScope hub, or an embedded model: " + ", ".join(FAMILIES),
     )
-    made.add_argument("--task", choices=list(TASKS), help="what the model must be for (default: its own)")
+    made.add_argument(
+        "--task", type=family_name, choices=list(TASKS), help="what the model must be for (default: its own)"
+    )
     made.add_argument(
         "--clips", type=_count, default=_CLIPS, metavar="N", help="clips to make (default: %(default)s)"
     )
@@ -86,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     from ..evaluation import evaluate
 
     model: str | Path = args.model
-    if model in FAMILIES and not Path(model).exists():
+    if family_name(args.model) in FAMILIES and not Path(model).exists():
         model = model_directory(model)
     report = evaluate(
         model,

@@ -92,7 +92,13 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     commands: dict[str, Parser] = {}
 
     def command(
-        name: str, run: Any, summary: str, text: str = "", examples: str = "", usage: str | None = None
+        name: str,
+        run: Any,
+        summary: str,
+        text: str = "",
+        examples: str = "",
+        usage: str | None = None,
+        aliases: Sequence[str] = (),
     ) -> Parser:
         made = chooser.add_parser(
             name,
@@ -101,9 +107,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             description=f"{summary[0].upper()}{summary[1:]}.{text}",
             epilog=f"examples:\n{examples}" if examples else None,
             parents=[parent],
+            aliases=aliases,
         )
         made.set_defaults(run=run)
-        commands[name] = made
+        commands.update(dict.fromkeys((name, *aliases), made))
         return made
 
     for module in (make, animate, demo, train, convert, evaluate, inspection, doctor, switch):

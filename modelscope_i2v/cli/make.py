@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.hub import fetch
+from .. import embedded
+from ..checkpoints.hub import fetch, is_id
 from ..errors import CheckpointError, OutputError
 from ..spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..spec.options import FIELDS, options_of
@@ -76,6 +77,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         examples=f'  {PROGRAM} text-to-video "A panda eats bamboo on a rock."\n'
         f'  {PROGRAM} text-to-video "A lighthouse at dusk." -o dusk.webm --num-inference-steps 25\n',
         usage='"TEXT" [-o PATH] [options]',
+        aliases=(TEXT_TO_VIDEO.name,),
     )
     made.add_argument("input", metavar="TEXT", help="what the video shows, in English and in quotes")
     _add_rest(made, TEXT_TO_VIDEO)
@@ -115,7 +117,7 @@ def _run(family: Family, args: argparse.Namespace) -> int:
     for path, _ in args.lora:
         read_lora(path)  # rather than after a download
     check_machine(args)
-    directory = find_model(args.model)
+    directory = find_model(args.model, family.task)
     # ModelScope's own errors speak of registries.
     _check_taken(ModelDirectory.open(directory, family.task).family, args, options)
     start = time.monotonic()
@@ -167,11 +169,11 @@ def load_pipeline(family: Family, *directories: Path, **settings: Any) -> Any:
     return pipeline(family.task, model=models if len(models) > 1 else models[0], **settings)
 
 
-def find_model(model: str) -> Path:
-    """A model directory by its path, or downloaded by its id on the hub. Raises CheckpointError."""
-    if not os.path.exists(model) and model.count("/") == 1:
+def find_model(model: str, task: str) -> Path:
+    """A model directory by its path or name, or downloaded by its id on the hub. Raises CheckpointError."""
+    if not os.path.exists(model) and is_id(model) and embedded.find(model, task) is None:
         note(f"fetching {model} from the ModelScope hub (several GB the first time)")
-    return fetch(model)
+    return fetch(model, task=task)
 
 
 def read_input(family: Family, args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,9 @@ from .generator import VideoGenerator
 MODELS = (IMAGE_TO_VIDEO.hub_ids[0], VIDEO_TO_VIDEO.hub_ids[0])
 """The two stages of the model cards."""
 
+STAGES = (IMAGE_TO_VIDEO.task, VIDEO_TO_VIDEO.task)
+"""What the stages are for."""
+
 OF_WHOLE = ("output_type", "num_videos")
 """Options that cannot be given to one of the stages."""
 
@@ -99,7 +102,8 @@ class Cascade:
         runtime = Runtime.of(settings)
         device = resolve_device(runtime.device)
         components.check(runtime, device)
-        opened = [ModelDirectory.open(fetch(model)) for model in models[refine_only:]]
+        named = list(zip(models, STAGES))[refine_only:]
+        opened = [ModelDirectory.open(fetch(model, task=task)) for model, task in named]
         families = [model.family for model in opened]
         _check_families(
             None if refine_only else families[0],

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import embedded
 from ..adapters import load as adapters
 from ..checkpoints.directory import ModelDirectory
 from ..devices import resolve_device, resolve_dtype
@@ -62,6 +63,7 @@ class VideoGenerator:
         clip: the architecture of both towers.
         runtime: the settings that they were loaded with.
         defaults: options that the checkpoint's configuration.json sets.
+        directory: where they were loaded from, if they were.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class VideoGenerator:
         placement: Placement | None = None,
         clip: CLIPConfig | None = None,
         runtime: Runtime | None = None,
+        directory: ModelDirectory | None = None,
     ) -> None:
         self.family = family
         self.unet = unet
@@ -89,6 +92,7 @@ class VideoGenerator:
         self.defaults = dict(defaults or {})
         self.clip = clip or CLIPConfig()
         self.runtime = runtime or Runtime()
+        self.directory = directory
         self.placement = placement or Placement(device, "resident")
         self.placement.manage(self.networks)
         self._adapters = Lock()
@@ -137,6 +141,7 @@ class VideoGenerator:
             placement=placement,
             clip=model.clip,
             runtime=runtime,
+            directory=model,
         )
 
     @property
@@ -251,11 +256,17 @@ class VideoGenerator:
 
     def prepare(self, given: Any, **options: Any) -> Request:
         """Reads an input and checks its options. Raises InputError."""
-        return requests.read(self.family, *self.resolve(given, options))
+        return self._read(*self.resolve(given, options))
+
+    def _read(self, inputs: dict[str, Any], options: Options) -> Request:
+        request = requests.read(self.family, inputs, options)
+        if self.directory is not None and embedded.name_of(self.directory.path):
+            embedded.warn_unseen(self.family, options, request.num_frames, request.text)
+        return request
 
     def _jobs(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[Job]:
         for inputs, options in plans:
-            request = requests.read(self.family, inputs, options)
+            request = self._read(inputs, options)
             for number in range(options.num_videos):
                 yield Job.of(request, number)
 

@@ -149,7 +149,7 @@ def _load(
             raise InputError(f"The model is of the family {model.family.name}; {task} was asked.")
         note = "" if model.image_encoder else "No Fréchet distance: the generator has no image tower of CLIP."
         return model, model.image_encoder, "a loaded generator", note
-    directory = fetch(model)
+    directory = fetch(model, task=task)
     generator = VideoGenerator.from_directory(directory, task, **loading)
     encoder, note = generator.image_encoder, ""
     if encoder is None:
@@ -190,7 +190,7 @@ def _settings(generator: VideoGenerator, options: Options, clips: int, seed: int
 
 def _identity(name: str, task: str | None) -> list[Any]:
     """A model's files, wherever they are, with their sizes and times, which training changes."""
-    directory = ModelDirectory.open(fetch(name), task)
+    directory = ModelDirectory.open(fetch(name, task=task), task)
     places = [directory.unet_path, directory.clip_path, directory.autoencoder_path]
     places += [directory.path / one for one in (CONFIGURATION, MODEL_INDEX)]
     files = {file.resolve() for place in places for file in (place, *place.rglob("*")) if file.is_file()}

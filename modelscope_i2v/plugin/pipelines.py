@@ -19,7 +19,7 @@ from modelscope.utils.constant import Frameworks, Invoke
 from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
 from ..engine import requests
-from ..engine.cascade import Cascade
+from ..engine.cascade import STAGES, Cascade
 from ..engine.generator import VideoGenerator
 from ..engine.outputs import check_paths, deliver, output_argument
 from ..errors import InputError
@@ -107,7 +107,7 @@ class VideoPipeline(Pipeline):
         if isinstance(model, str):
             if trusted:
                 loading = {**loading, "trust_remote_code": True}
-            directory = str(fetch(model))
+            directory = str(fetch(model, task=self.family.task))
             family = ModelDirectory.open(directory, self.family.task).family
             config = builder.read_config(directory)  # which is there even where the file is missing
             config.merge_from_dict({"task": family.task, "model.type": family.model_type})
@@ -128,7 +128,7 @@ class VideoPipeline(Pipeline):
     def _load_both(self, models: list[Any], device: Any, loading: Mapping[str, Any]) -> list[VideoModel]:
         """Loads a cascade, or makes one of two models."""
         if all(isinstance(model, str) for model in models):
-            directories = [str(fetch(model)) for model in models]
+            directories = [str(fetch(model, task=task)) for model, task in zip(models, STAGES)]
             self.cascade = Cascade.load(directories, **{**loading, "device": present(device)})
             stages = zip(directories, (self.cascade.first, self.cascade.second))
             return [VideoModel(directory, generator=stage) for directory, stage in stages]

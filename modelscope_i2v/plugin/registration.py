@@ -226,7 +226,9 @@ def _directories(module: ModuleType) -> None:
 
     def reading(read: Callable[..., Any]) -> Any:
         def read_config(model_id_or_path: str, revision: str | None = None, **kwargs: Any) -> Any:
-            model = _cached(model_id_or_path, revision, _callers_task()) or model_id_or_path
+            task = _callers_task()
+            model = _embedded(model_id_or_path, task) or model_id_or_path
+            model = _cached(model, revision, task) or model
             described = os.path.exists(os.path.join(model, _CONFIGURATION))
             family = None if described else _recognised(model)
             if family is None:
@@ -242,6 +244,7 @@ def _directories(module: ModuleType) -> None:
             paths = [path] if isinstance(path, str) else list(path)
             task = _callers_task()
             tasks = [task] + [None] * len(paths)  # a second model is the next stage's, of another task
+            paths = [_embedded(one, wanted) or one for one, wanted in zip(paths, tasks)]
             try:
                 theirs = [
                     _canonical(one)
@@ -266,6 +269,8 @@ def _downloads(module: ModuleType) -> None:
 
     def downloading(download: Callable[..., str]) -> Any:
         def snapshot_download(model_id: Any = None, revision: str | None = None, **kwargs: Any) -> str:
+            if _embedded(model_id, None):
+                return model_id  # which the pipeline, knowing its task, takes by its name
             return _cached(model_id, revision) or download(_canonical(model_id), revision=revision, **kwargs)
 
         return snapshot_download
@@ -284,6 +289,15 @@ def _callers_task() -> str | None:
     """The task of the ``pipeline(…)`` that called a function of ours, which is not handed on to it."""
     task = sys._getframe(2).f_locals.get("task")
     return task if isinstance(task, str) else None
+
+
+def _embedded(model: Any, task: str | None) -> str | None:
+    """The directory of an embedded model by its name; a cascade's second stage has no task here."""
+    from ..embedded import find
+    from ..spec.families import VIDEO_TO_VIDEO
+
+    found = find(model, task or VIDEO_TO_VIDEO.task) if isinstance(model, str) else None
+    return None if found is None else str(found)
 
 
 def _canonical(model: Any) -> Any:

@@ -197,5 +197,13 @@ FAMILIES: dict[str, Family] = {
 }
 """Every family by its name."""
 
+_OTHER_NAMES = {"text-to-video": TEXT_TO_VIDEO.name}
+
+
+def family_name(name: str) -> str:
+    """The name in :data:`FAMILIES` of a family or task, which may have another usual one."""
+    return _OTHER_NAMES.get(name, name)
+
+
 TASKS: dict[str, Family] = {family.task: family for family in (IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, TEXT_TO_VIDEO)}
 """The family that each of ModelScope's tasks means by itself."""

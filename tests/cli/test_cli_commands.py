@@ -211,21 +211,24 @@ def test_outputs_are_named_after_their_inputs(family, source, stem):
 def test_an_id_is_fetched_from_the_hub(run, monkeypatch, tmp_path):
     from importlib import import_module
 
-    hub = import_module("modelscope.hub.snapshot_download")  # the package has a function of that name
+    from modelscope_i2v.checkpoints import hub
+
+    download = import_module("modelscope.hub.snapshot_download")  # the package has a function of that name
     asked = []
 
-    def fetch(model):
+    def fetch(model, revision=None):
         asked.append(model)
         if len(asked) > 1:
             raise ConnectionError("no\nnetwork")
         return str(model_directory(TEXT_TO_VIDEO.task))
 
-    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(download, "snapshot_download", fetch)
     ended = run("text-to-video", "a", *SMALL)
     assert ended.code == 0 and "fetching damo/text-to-video-synthesis" in ended.err
     ended = run("text-to-video", "a", "--model", "iic/other", *SMALL)
     assert ended.code == 1 and asked == ["damo/text-to-video-synthesis", "iic/other"]
-    assert "'iic/other' here" in ended.err and ended.err.endswith("ConnectionError: no network\n")
+    assert ended.err.endswith("iic/other cannot be fetched from the ModelScope hub: no network\n")
     assert names(tmp_path) == {"a.mp4"}
 
 
