@@ -159,7 +159,7 @@ class Cascade:
         kinds = [plan.checked.output_type for plan, count in zip(plans, counts) for _ in range(count)]
         paths = outputs.check_paths(output_video, kinds)
         small_paths = [None if path is None else first_path(path) for path in paths]
-        if keep_first and output_video is not None:
+        if keep_first and any(paths):
             outputs.check_paths(small_paths, kinds)
 
         self._bring(self.first, [given[1] for given, *_ in plans])
@@ -173,7 +173,7 @@ class Cascade:
                 small.append(outputs.deliver(frames, job.request, job.seed, small_paths[len(small)]))
             given.append(_continued(plan.second, job.number, frames, job.request.fps))
         self._bring(self.second, [self.second.resolve(one, {})[1] for one in given])
-        made = self.second(given, output_video=None if output_video is None else paths)
+        made = self.second(given, output_video=paths if any(paths) else None)
         videos = iter(map(Animation, made, small) if keep_first else made)
         grouped = [[next(videos) for _ in range(count)] for count in counts]
         return [group if count > 1 else group[0] for group, count in zip(grouped, counts)]

@@ -338,7 +338,7 @@ class VideoGenerator:
             wanted["picture"] = torch.stack([self._picture(job) for job in batch])
         without = dict(wanted)
         if self.text_encoder is not None:
-            texts = [request.text + family.prompt_suffix for request in inputs]
+            texts = [request.text + options.prompt_suffix for request in inputs]
             with self.placement.on_device(self.text_encoder):
                 wanted["text"] = self.text_encoder.encode(texts, inputs[0].text_rows)
                 negative = self.text_encoder.encode([options.negative_prompt], inputs[0].text_rows)

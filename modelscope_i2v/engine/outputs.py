@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,9 @@ from ..media.write import SUFFIXES, check_output, encode_video, keep_frames, wri
 from ..spec.table import shortened
 from ..version import __version__
 from .requests import Request
+
+FOLDER = "MODELSCOPE_I2V_OUTPUT"
+"""The environment variable by which calls without a path write a file and return its path."""
 
 
 def output_argument(path: tuple[Any, ...], output_video: Any) -> Any:
@@ -44,19 +51,24 @@ def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]
     ``output_types`` has an entry for each video.
 
     One path for several videos is numbered: ``out.mp4`` becomes ``out-1.mp4``, ``out-2.mp4``, ….
+    ``True`` asks for new files in the folder that :data:`FOLDER` names, or in the system's temporary one;
+    with that variable, so does ``None`` for videos that would be returned as a file's bytes.
 
     Raises:
         InputError: for a list of another length, or a path with an output type that is not a file.
         OutputError: for a path that cannot be written.
     """
     count = len(output_types)
+    folder = os.environ.get(FOLDER)
     if output_video is None:
-        return [None] * count
+        return [_new_file(folder) if folder and kind == "mp4" else None for kind in output_types]
     for other in sorted(set(output_types) - {"mp4"}):
         raise InputError(
             f"output_video={str(output_video)!r} asks for a file, but output_type={other!r} is returned as "
             "it is; leave one of them out."
         )
+    if output_video is True:
+        output_video = [_new_file(folder or tempfile.gettempdir()) for _ in output_types]
     if isinstance(output_video, (list, tuple)):
         if len(output_video) != count:
             raise InputError(f"output_video lists {len(output_video)} paths for {count} videos.")
@@ -70,6 +82,10 @@ def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]
         return [path]
     numbered = (path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(1, count + 1))
     return [check_output(each) for each in numbered]
+
+
+def _new_file(folder: str) -> Path:
+    return check_output(Path(folder, f"video-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}.mp4"))
 
 
 def blacken(frames: Tensor, content: tuple[int, int, int, int] | None) -> Tensor:

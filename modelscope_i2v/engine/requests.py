@@ -28,6 +28,14 @@ logger = logging.getLogger(__name__)
 TEXTS = ("text", "caption", "prompt")
 """Names of the text that leads a video."""
 
+ALIASES = {
+    "out_height": "height",
+    "out_width": "width",
+    "positive_prompt": "prompt_suffix",
+    "total_noise_levels": "strength",  # of 1000
+}
+"""Names of options in calls that were written for stock's pipelines and their relatives."""
+
 PER_VIDEO = (*TEXTS, "negative_prompt", "seed")
 """Keywords of a call that may be lists, one value a video."""
 
@@ -151,10 +159,22 @@ def resolve(
         logger.warning("The input's text and the call's differ; the call's is used.")
     if text is not None or stated is not None:
         inputs["text"] = stated if text is None else text
-    options = {key: value for key, value in options.items() if key not in keys or key not in TEXTS}
-    others = {key: value for key, value in given.items() if key not in keys}
+    options = _renamed({key: value for key, value in options.items() if key not in keys or key not in TEXTS})
+    others = _renamed({key: value for key, value in given.items() if key not in keys})
     stated_options = {key: value for key, value in options.items() if value is not None or key not in others}
     return inputs, option_table.resolve(family, {**others, **stated_options}, checkpoint, keys)
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their own names, also where a client of stock's pipelines uses :data:`ALIASES`."""
+    renamed = dict(values)
+    for alias in ALIASES.keys() & values.keys():
+        name, value = ALIASES[alias], renamed.pop(alias)
+        if name in renamed:
+            raise InputError(f"{name} and {alias} mean the same; give one of them.")
+        levels = name == "strength" and isinstance(value, (int, float))
+        renamed[name] = value / 1000 if levels else value
+    return renamed
 
 
 def _one_text(values: Mapping[str, Any], where: str) -> Any:
@@ -198,7 +218,7 @@ def _text_rows(family: Family, text: str, options: Options) -> int:
     """Both branches of guidance need equally many."""
     if not (family.reads_text and options.long_prompt):
         return 1
-    return max(map(rows_needed, (text + family.prompt_suffix, options.negative_prompt)))
+    return max(map(rows_needed, (text + options.prompt_suffix, options.negative_prompt)))
 
 
 def _one_of(family: Family, inputs: Mapping[str, Any], *keys: str) -> Any:

@@ -204,7 +204,8 @@ class VideoPipeline(Pipeline):
         Args:
             input: what the task takes, bare or a dict that may also hold options.
             path: ``output_video`` as second argument, if it has a video's suffix.
-            output_video: a path; for a list of inputs a list of paths, or one that gets numbered.
+            output_video: a path; for a list of inputs a list of paths, or one that gets numbered; True: a new
+                file, see :func:`modelscope_i2v.engine.outputs.check_paths`.
             options: see :class:`modelscope_i2v.spec.options.Options`; of a cascade, see
                 :func:`modelscope_i2v.engine.cascade.animate`.
 
@@ -227,7 +228,9 @@ class VideoPipeline(Pipeline):
             spread = requests.spread(input, options)
             several = spread.several
             if self._has_steps_of_its_own():
-                paths = check_paths(output_video, ["mp4"] * len(spread))
+                paths: list[Any] = [output_video] * len(spread)
+                if output_video is not None:
+                    paths = check_paths(output_video, ["mp4"] * len(spread))
                 run = super().__call__
                 made = [
                     run(one, output_video=path, **{key: own[key] for key in own if key != "batch_size"})

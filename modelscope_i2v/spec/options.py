@@ -118,6 +118,9 @@ class Options:
     negative_prompt: str = setting(
         table.instance(str, "a text"), "what the video should not show", applies=_takes_text
     )
+    prompt_suffix: str = setting(
+        table.instance(str, "a text"), "what is appended to the text", "", applies=_takes_video
+    )
     long_prompt: bool = setting(
         table.flag,
         "read all of a text of more than 77 tokens, in rows of 77, instead of cutting it",

@@ -64,6 +64,13 @@ def test_the_small_video_is_kept(pipe, tmp_path):
     assert several[pipelines.FIRST_VIDEO][0].shape == (2, 64, 64, 3)
 
 
+def test_both_videos_may_go_to_a_folder(pipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELSCOPE_I2V_OUTPUT", str(tmp_path))
+    large, small = pipe(str(picture()), keep_first=True, **SMALL).values()
+    assert small == large.replace(".mp4", "-first.mp4")
+    assert {large, small} == {str(path) for path in tmp_path.iterdir()}
+
+
 def test_loaded_models_make_a_cascade(pipe):
     again = pipeline(TASK, model=pipe.models, device="cpu")
     assert again.cascade.first is pipe.cascade.first and again.cascade.second is pipe.cascade.second

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -495,3 +496,44 @@ def test_what_a_model_cannot_have_changed_is_told(pipes, monkeypatch):
     monkeypatch.setattr(type(model.generator), "loras", {"mine": 1.0})
     with pytest.raises(InputError, match="with LoRAs does not move"):
         model.half()
+
+
+def test_options_by_the_names_in_clients_of_stocks_pipelines(pipes, given):
+    pipe, plain = pipes[VIDEO_TO_VIDEO.name], {**SMALL, "output_type": "np"}
+    sizes = {"out_height": plain.pop("height"), "out_width": plain.pop("width")}
+    theirs = {"positive_prompt": "", "negative_prompt": "", "total_noise_levels": 400, **sizes}
+    ours = {"prompt_suffix": "", "negative_prompt": "", "strength": 0.4, "height": 64, "width": 64}
+    inputs = given[VIDEO_TO_VIDEO.name]
+    made = [
+        pipe({**inputs, **theirs}, **plain),
+        pipe(inputs, **theirs, **plain),
+        pipe(inputs, **ours, **plain),
+        pipe(inputs, **{**ours, "strength": 0.6}, **plain),
+        pipe(inputs, **{**ours, "prompt_suffix": ", by night"}, **plain),
+        pipe({**inputs, "text": inputs["text"] + ", by night"}, **ours, **plain),
+    ]
+    first, *same, stronger, suffixed, longer = (one[OutputKeys.OUTPUT_VIDEO] for one in made)
+    assert all(np.array_equal(first, other) for other in same)
+    assert np.array_equal(suffixed, longer) and not np.array_equal(suffixed, first)
+    assert not np.array_equal(stronger, first)
+    with pytest.raises(InputError, match="strength and total_noise_levels mean the same"):
+        pipe(inputs, strength=0.6, total_noise_levels=600)
+    with pytest.raises(InputError, match="strength=.* does not work"):
+        pipe(inputs, total_noise_levels="many")
+
+
+def test_calls_without_a_path_may_write_a_file(pipes, given, tmp_path, monkeypatch):
+    pipe, text = pipes[TEXT_TO_VIDEO.name], given[TEXT_TO_VIDEO.name]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = Path(pipe(text, output_video=True, **SMALL)[OutputKeys.OUTPUT_VIDEO])
+    assert path.parent == tmp_path and path.read_bytes()[4:8] == b"ftyp"
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    monkeypatch.setenv("MODELSCOPE_I2V_OUTPUT", str(folder))
+    made = pipe([text, text], **SMALL)
+    paths = {Path(one[OutputKeys.OUTPUT_VIDEO]) for one in made}
+    assert paths == set(folder.iterdir()) and len(paths) == 2
+    assert pipe(text, output_type="np", **SMALL)[OutputKeys.OUTPUT_VIDEO].shape == (2, 64, 64, 3)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="does not exist"):
+        pipe(text, **SMALL)
