@@ -89,7 +89,7 @@ def _read(
             unused = {"clip": CLIP_UNUSED, "autoencoder": AUTOENCODER_UNUSED}.get(part, ())
             networks[name] = load_module(
                 network,
-                model.read(part),
+                model.read(part, mmap=runtime.mmap),
                 dtype=encoder_dtype(device, dtype) if name in towers else dtype,
                 device=storage,
                 keep_float32=float32_names(network),

@@ -85,6 +85,13 @@ class Runtime:
         "keep the U-Net's linear layers in eight bits (needs torchao)",
         choices=QUANTIZATION,
     )
+    mmap: bool = setting(
+        table.flag,
+        "read weights from the mapped file as needed; a copy takes more memory and time, and stays when the "
+        "file is changed or cut short",
+        True,
+        negated=True,
+    )
     progress: bool | None = setting(
         table.flag, "show progress; by default bars on a terminal, else lines if it takes long", negated=True
     )

@@ -255,3 +255,20 @@ def test_settings_of_the_allocator_that_a_user_has_made_stay(monkeypatch):
     assert allocator._glibc() is not None
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     assert allocator._glibc() is None
+
+
+def test_weights_that_are_not_mapped_survive_a_file_that_is_cut_short(tmp_path, monkeypatch):
+    import shutil
+
+    source = model_directory(TEXT_TO_VIDEO.name)
+    copy = tmp_path / "embedded"
+    shutil.copytree(
+        source.parent, copy, ignore=shutil.ignore_patterns("image-to-video", "i2vgen-xl", "*.png")
+    )
+    monkeypatch.setenv("MODELSCOPE_I2V_SHARED", str(copy))
+    made = VideoGenerator.from_directory(copy / source.name, device="cpu", mmap=False)
+    wanted = made("a", seed=1, **ARRAYS)
+    for file in copy.rglob("*.safetensors"):
+        with file.open("r+b") as opened:
+            opened.truncate(100)
+    assert np.array_equal(made("a", seed=1, **ARRAYS), wanted)
