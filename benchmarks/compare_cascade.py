@@ -1,7 +1,7 @@
 """Compares the cascade in one call with the model cards' two pipelines and the MP4 between them.
 
 Both make the same videos of the embedded model, on the CPU, each run in a process of its own, turn by
-turn. The tables are printed, and written into docs/cascade.md between their marks.
+turn. The tables are printed, and written into docs/evidence/cascade.md between their marks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from . import ROOT, command
 from .full_parity import measured, peak_memory_gb
 from .sections import write_section
 
-REPORT = ROOT / "docs" / "cascade.md"
+REPORT = ROOT / "docs" / "evidence" / "cascade.md"
 WAYS = {"cards": "two pipelines, MP4 between them", "cascade": "`animate`"}
 TEXT = "A boat on the sea at sunset."
 STEPS = 20

@@ -2,7 +2,7 @@
 
 Weights are random, 1.4 billion a U-Net. Each comparison runs in a process of its own, one after the
 other, and its files are deleted after it: 20 GB of memory and 20 GB of disk are enough. The table is
-printed, and written into docs/fidelity.md between its two marks.
+printed, and written into docs/evidence/fidelity.md between its two marks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from . import ROOT, command, folder
 from .sections import write_section
 
-REPORT = ROOT / "docs" / "fidelity.md"
+REPORT = ROOT / "docs" / "evidence" / "fidelity.md"
 LIMIT = 1e-5
 SEED = 4
 

@@ -1,4 +1,4 @@
-"""Rewrites the table of peaks in docs/memory.md: ``python -m benchmarks.memory_table``.
+"""Rewrites the table of peaks in docs/evidence/memory.md: ``python -m benchmarks.memory_table``.
 
 Half a minute, no GPU. Bytes are counted on networks without contents (modelscope_i2v/memory/count.py); none
 are measured.
@@ -15,7 +15,7 @@ from modelscope_i2v.spec.options import resolve
 from . import ROOT
 from .sections import write_section
 
-DOCUMENT = ROOT / "docs" / "memory.md"
+DOCUMENT = ROOT / "docs" / "evidence" / "memory.md"
 
 
 def table() -> str:

@@ -1,7 +1,7 @@
-"""Puts benchmarks' tables into a README: ``python -m benchmarks.readme_table RESULT.json … README.md``.
+"""Puts benchmarks' tables into a document, such as docs/evidence/performance.md.
 
-They go between the lines ``<!-- benchmark: begin -->`` and ``<!-- benchmark: end -->``,
-in place of what is there.
+``python -m benchmarks.readme_table RESULT.json … DOCUMENT.md``: they replace what stands between the lines
+``<!-- benchmark: begin -->`` and ``<!-- benchmark: end -->``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rewrites the table of counted work in docs/speed.md: ``python -m benchmarks.speed_table``, no GPU.
+"""Rewrites the table of counted work in docs/evidence/speed.md: ``python -m benchmarks.speed_table``, no GPU.
 
 The solvers run as ever, on latents of one pixel; what an evaluation of the U-Net takes at full size is
 counted on a network without contents.
@@ -23,7 +23,7 @@ from . import ROOT
 from .bench.measure import count_evaluation
 from .sections import write_section
 
-DOCUMENT = ROOT / "docs" / "speed.md"
+DOCUMENT = ROOT / "docs" / "evidence" / "speed.md"
 
 
 def evaluations(family: Family, speed: str) -> int:

@@ -20,8 +20,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "train",
         _run,
         "train a model: from nothing, from a checkpoint, or a LoRA beside one",
-        "\n\nThe configuration is a JSON file; docs/training.md tells its keys. Ctrl-C, SIGTERM and SIGHUP\n"
-        "finish the step and write a checkpoint, from which --resume goes on as if nothing had happened.",
+        "\n\nThe configuration is a JSON file; docs/guide/training.md lists its keys. Ctrl-C, SIGTERM and\n"
+        "SIGHUP finish the step and write a snapshot; --resume continues from it as if nothing had happened.",
         f"  {PROGRAM} train boats.json\n"
         f"  {PROGRAM} train boats.json --resume --set max_minutes=60\n"
         f"  accelerate launch --num_processes 4 -m modelscope_i2v train boats.json\n",

@@ -1,7 +1,7 @@
 """The small models that ship with the package, and a picture for them to animate.
 
 They have the hub's layout and all the code's paths, and were trained on drawn scenes by
-``tools/train_embedded.sh``; docs/embedded-models.md tells what they can do. Wherever a model is named,
+``tools/train_embedded.sh``; docs/evidence/embedded-models.md says what they can do. Where a model is named,
 ``embedded`` means the one of the task at hand, and ``embedded/i2vgen-xl`` the one of that family.
 """
 

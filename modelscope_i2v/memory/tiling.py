@@ -1,7 +1,7 @@
 """The autoencoder tile by tile: large pictures with the memory of a small one, and the same result.
 
 Decoding each tile by itself shows seams however far the tiles overlap, because group norms look at the
-whole picture (docs/memory.md has the figures). So here it is the layers that work in tiles: each takes a
+whole picture (figures: docs/evidence/memory.md). So here it is the layers that work in tiles: each takes a
 tile with as much of its neighbours as its convolution reaches and writes its output into a map of the whole
 picture, whose group statistics are gathered meanwhile for the next norm. Maps lie in the host's memory. The
 smallest level, which has attention over all its pixels, is computed whole.

@@ -25,7 +25,7 @@ class VideoTrainer(BaseTrainer):
 
     Args:
         model: a model directory, or an id on the hub; as ``model`` in the configuration.
-        cfg_file: a JSON file with a training configuration (docs/training.md).
+        cfg_file: a JSON file with a training configuration (docs/guide/training.md).
         work_dir: as ``output`` in the configuration.
         train_dataset: an ``MsDataset`` with a column of files and one of captions; else the configuration's
             ``data`` says where clips are.

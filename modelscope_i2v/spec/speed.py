@@ -35,4 +35,4 @@ SPEEDS: dict[str, Speed] = {
     "fast": Speed(steps=0.4, scheduler="unipc", guidance_interval=(0.28, math.inf)),
     "turbo": Speed(steps=0.25, scheduler="unipc", guidance_interval=(0.28, math.inf)),
 }
-"""Every speed by its name; measured in docs/speed.md."""
+"""Every speed by its name; measured in docs/evidence/speed.md."""

@@ -232,7 +232,7 @@ def _field(check: Check, help: str, default: Any = dataclasses.MISSING, harmless
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Every field's meaning is its ``help``; docs/training.md has them as a table."""
+    """One training run. Every field's meaning is its ``help``; docs/guide/training.md has them as a table."""
 
     model: str = _field(_path, "a model directory in the hub's layout, or an id on the hub")
     output: str = _field(_path, "the directory for checkpoints, curves and the model", harmless=True)

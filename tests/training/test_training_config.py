@@ -168,7 +168,7 @@ def test_what_a_resumed_run_may_change():
 
 
 def test_every_field_is_documented(pytestconfig):
-    text = (pytestconfig.rootpath / "docs" / "training.md").read_text(encoding="utf-8")
+    text = (pytestconfig.rootpath / "docs" / "guide" / "training.md").read_text(encoding="utf-8")
     for field in dataclasses.fields(TrainConfig):
         assert f"| `{field.name}` |" in text, field.name
 
