@@ -1,1 +1,1 @@
-"""Clips to train on and to measure with: drawn ones, and folders of a user's own."""
+"""Clips to train and evaluate on: synthetic scenes, and folders or data sets of a user."""

@@ -1,4 +1,4 @@
-"""Clips as a poor camera would have taken them: what a video-to-video model learns to repair."""
+"""Degraded clips, as a poor camera takes them: the inputs that a video-to-video model learns to restore."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 FACTORS = (2, 3)
-"""How many times smaller a degraded clip is; one of them for each clip."""
+"""Downscaling factors; one is drawn for each clip."""
 
 BLUR = (0.5, 0.9)
-"""Range of the blur's standard deviation, in pixels of the small clip."""
+"""Range of the blur's standard deviation, in pixels of the downscaled clip."""
 
 NOISE = (0.05, 0.08)
 """Range of the noise's standard deviation, where white is 1.
 
-A bicubic enlargement is then 23 to 26 dB from the truth: well below what the embedded autoencoder can
-show, so that there is something to win.
+Bicubic upscaling then has a PSNR of 23 to 26 dB, well below the embedded autoencoder's reconstructions, so a
+model can do better.
 """
 
 
 def degrade(frames: np.ndarray, generator: np.random.Generator, factor: int | None = None) -> np.ndarray:
-    """Shrinks, blurs and adds noise that is another in every frame.
+    """Downscales and blurs a clip, and adds noise, which is drawn anew for every frame.
 
-    The strengths are drawn once for the clip, so they are the same in all of its frames.
+    Factor, blur and noise level are drawn once for a clip and are the same in all of its frames.
 
     Args:
         frames: uint8 [f, height, width, 3].
-        generator: the only source of chance.
-        factor: how many times smaller, 1 or more; by default one of :data:`FACTORS`.
+        generator: source of all random numbers.
+        factor: downscaling factor, 1 or more; by default one of :data:`FACTORS`.
 
     Returns:
         uint8 [f, height // factor, width // factor, 3].
 
     Raises:
-        ValueError: for a factor that leaves no pixel.
+        ValueError: ``factor`` is below 1, or leaves no pixel.
     """
     factor = int(generator.choice(FACTORS)) if factor is None else factor
     blur, strength = generator.uniform(*BLUR), generator.uniform(*NOISE)
     height, width = frames.shape[1] // max(factor, 1), frames.shape[2] // max(factor, 1)
     if factor < 1 or not height or not width:
         size = f"{frames.shape[2]}x{frames.shape[1]}"
-        raise ValueError(f"factor={factor} does not suit frames of {size}; it must leave a pixel.")
+        raise ValueError(
+            f"factor={factor} is wrong for frames of {size}; it must be 1 or more and leave a pixel."
+        )
     soft = ImageFilter.GaussianBlur(blur)
     small = np.stack(
         [
@@ -53,7 +55,7 @@ def degrade(frames: np.ndarray, generator: np.random.Generator, factor: int | No
 
 
 def enlarge(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Frames uint8 [f, h, w, 3] resized with a bicubic filter: what a model must do better than."""
+    """Frames uint8 [f, h, w, 3] resized with a bicubic filter: the baseline of video-to-video."""
     return np.stack(
         [
             np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))

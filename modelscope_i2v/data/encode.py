@@ -1,4 +1,4 @@
-"""Clips and texts as the networks see them: latents, text states, picture embeddings."""
+"""The inputs of a U-Net from clips and texts: latents, text states, image embeddings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CHUNK = 8
 """Frames, or texts, that are encoded at a time."""
 
 _ENDS = 1 << 20
-"""Bytes."""
+"""Bytes at the start and at the end of a file that its hash is made from."""
 
 
 def identity(directory: ModelDirectory) -> str:
-    """Tells whether a model encodes as another does: of the ends of its autoencoder's and CLIP's files."""
+    """A hash of the autoencoder's and CLIP's files (size, start and end): equal encoders have the same."""
     digest = hashlib.sha256()
     for place in (directory.autoencoder_path, directory.clip_path):
         for file in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
@@ -39,14 +39,14 @@ def identity(directory: ModelDirectory) -> str:
 
 
 class Encoders:
-    """The networks of a checkpoint beside its U-Net, fp32, for training: they do not change.
+    """The frozen networks of a checkpoint, all but the U-Net, fp32.
 
     Attributes:
-        text_encoder, image_encoder: CLIP's towers; None where the family does not read them.
-        autoencoder: between frames and latents.
+        text_encoder, image_encoder: CLIP's towers; None where the family does not use them.
+        autoencoder: encodes frames into latents.
 
     Raises:
-        CheckpointError: for files that do not fit.
+        CheckpointError: a weights file does not fit.
     """
 
     def __init__(self, directory: ModelDirectory, device: torch.device | str = "cpu") -> None:
@@ -65,22 +65,23 @@ class Encoders:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """States [n, 77, width] of texts as they are, without the family's suffix; on the CPU."""
+        """Text states [n, 77, width], on the CPU; the family's suffix is not added."""
         texts = list(texts)
         parts = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
         return torch.cat([self.text_encoder.encode(part).cpu() for part in parts])
 
     @torch.inference_mode()
     def latents(self, frames: Tensor, seed: int) -> Tensor:
-        """Frames [f, 3, height, width] in -1..1 as scaled latents [f, 4, h, w] on the CPU, fp32.
+        """Scaled latents [f, 4, h, w] of frames [f, 3, height, width] in -1..1, on the CPU, fp32.
 
-        A sample of the posterior, on the network's canvas, as in the pipelines; ``seed`` decides which.
+        A sample of the posterior, drawn with ``seed``. Frames are padded to a size that the U-Net takes, as
+        in the pipelines.
         """
         factor = self.autoencoder.config.factor
         height, width = (-(-side // factor) for side in frames.shape[2:])
         rows, columns = self.directory.unet.canvas(height, width)
-        below, beside = rows * factor - frames.shape[2], columns * factor - frames.shape[3]
-        frames = F.pad(frames, (0, beside, 0, below), mode="replicate")
+        below, right = rows * factor - frames.shape[2], columns * factor - frames.shape[3]
+        frames = F.pad(frames, (0, right, 0, below), mode="replicate")
         shape = (len(frames), self.autoencoder.config.embed_dim, rows, columns)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         parts = [
@@ -91,9 +92,10 @@ class Encoders:
 
     @torch.inference_mode()
     def picture(self, frame: np.ndarray, width: int) -> Tensor:
-        """The embedding [embed_dim] of a picture uint8 [h, w, 3], cut for CLIP as the pipeline does it.
+        """The CLIP embedding [embed_dim] of a picture uint8 [h, w, 3], cropped as in the pipeline.
 
-        ``width`` is that of the video.
+        Args:
+            width: width of the video in pixels.
         """
         side = self.family.clip_crop or width
         pixels = clip_pixels(center_crop(Image.fromarray(frame), side, side), self.image_encoder.image_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from ..files import parse_json, reason
 from ..media.images import load_image
 from ..media.transforms import center_crop
 from ..media.videos import read_video
@@ -26,7 +27,7 @@ FILE_COLUMNS = ("file", "file_name", "path", "video", "video:FILE", "image", "im
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 _SHOWN = 5
 _RATED = 16
-"""Frames by which a video's rate is known: the first two may be further apart than the others."""
+"""Frames whose average rate is taken as a video's: the first two may be further apart than the others."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Entry:
     """A video or picture and its caption."""
 
     source: Any
-    """A path, a URL, bytes, or a picture that is decoded already."""
+    """A path, a URL, bytes, a binary file, or a PIL image."""
     caption: str
     name: str
-    """What messages call it."""
+    """The entry's name in messages."""
 
     @property
     def is_picture(self) -> bool:
@@ -49,30 +50,30 @@ class Decoded:
     """An entry's pixels."""
 
     frames: np.ndarray
-    """uint8 [f, height, width, 3], cut to the size of training."""
+    """uint8 [f, height, width, 3], resized and cropped to the size of training."""
     first: np.ndarray
-    """The first frame as it was, uint8 [h, w, 3]."""
+    """The first frame at its original size, uint8 [h, w, 3]."""
     fps: float
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How videos become clips of one size."""
+    """The size, length and rate that videos are brought to."""
 
     height: int
     width: int
     frames: int
-    """That are read of a video."""
+    """Frames that are read of a video."""
     fps: float | None = None
-    """Frames are left out to come near this rate; None: none is."""
+    """Rate that frames are skipped to come near to; None skips none."""
     least: int | None = None
-    """Frames of a shorter video; one with fewer is not used. None: ``frames``."""
+    """Frames that are taken of a shorter video; one with fewer is an error. None: ``frames``."""
 
     def decode(self, entry: Entry) -> Decoded:
-        """The entry's clip, or its picture as a clip of one frame (at 1 fps).
+        """The entry's clip; a picture is a clip of one frame at 1 fps.
 
-        Cut from the middle of each frame, as image-to-video cuts its picture. Raises InputError for what
-        cannot be read, or is too short.
+        Frames are cropped around their centre, as image-to-video crops its picture. Raises InputError for an
+        entry that cannot be read, or is too short.
         """
         if entry.is_picture:
             pixels, fps = np.asarray(load_image(entry.source))[None], 1.0
@@ -85,7 +86,7 @@ class Cut:
             least = self.least or self.frames
             if len(pixels) < least:
                 raise InputError(f"{entry.name} has {len(pixels)} frames, and {least} are needed.")
-            if len(pixels) < self.frames:  # all shorter ones alike: clips of one batch have one length
+            if len(pixels) < self.frames:  # shorter videos get one length, so that they fit in one batch
                 pixels = pixels[:least]
         pictures = (Image.fromarray(frame) for frame in pixels)
         cut = [np.asarray(center_crop(one, self.width, self.height, fill_short=True)) for one in pictures]
@@ -97,12 +98,12 @@ def folder_entries(folder: str | Path, captions: str | None = None, *, text: boo
 
     Args:
         captions: a CSV or JSONL file, relative to the folder, with a column (key) for the file and one for
-            the caption; by default ``captions.csv`` or ``captions.jsonl``, if there is one.
-        text: whether captions are needed; without them every video and picture in the folder counts.
+            the caption; by default ``captions.csv`` or ``captions.jsonl``, if the folder has one.
+        text: captions are needed. Otherwise, without a captions file, every video and picture is an entry.
 
     Raises:
-        InputError: for a folder that is not there or has nothing to train on, a captions file that cannot
-            be read, and captions of files that are not there.
+        InputError: for a folder that does not exist or has nothing to train on, a captions file that cannot
+            be read, and captions of files that do not exist.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -113,12 +114,16 @@ def folder_entries(folder: str | Path, captions: str | None = None, *, text: boo
             raise InputError(
                 f"data.captions: {folder} has no captions.csv or captions.jsonl, and none is named."
             )
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS + PICTURES)
+        found = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in VIDEOS + PICTURES and os.path.isfile(path)
+        )
         if not found:
             raise InputError(f"data.folder: {folder} holds no video and no picture.")
         return [Entry(path, "", path.relative_to(folder).as_posix()) for path in found]
     rows = _rows(file, text)
-    missing = [name for name, _ in rows if not (folder / name).is_file()]
+    missing = [name for name, _ in rows if not os.path.isfile(folder / name)]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise InputError(
@@ -130,30 +135,39 @@ def folder_entries(folder: str | Path, captions: str | None = None, *, text: boo
 def _captions_file(folder: Path, captions: str | None) -> Path | None:
     if captions is not None:
         path = folder / captions  # an absolute path stays as it is
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"data.captions: there is no file {path}.")
         return path
     usual = (folder / name for name in ("captions.csv", "captions.jsonl"))
-    return next((path for path in usual if path.is_file()), None)
+    return next((path for path in usual if os.path.isfile(path)), None)
 
 
 def _rows(file: Path, text: bool) -> list[tuple[str, str]]:
-    """File names and captions; these are empty where no ``text`` is needed."""
+    """File names and captions; captions are empty where no ``text`` is needed."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             if file.suffix.lower() == ".jsonl":
-                records = [json.loads(line) for line in opened if line.strip()]
+                lines = enumerate(opened, start=1)
+                records = [
+                    parse_json(line, f"{file}, line {number},", InputError)
+                    for number, line in lines
+                    if line.strip()
+                ]
             else:
                 records = list(csv.DictReader(opened, strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
+    except UnicodeDecodeError:
+        raise InputError(f"{file} cannot be read: it is not UTF-8.") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {reason(error)}.") from error
+    except csv.Error as error:
+        raise InputError(f"{file} cannot be read as CSV: {error}.") from error
     if not records or not all(isinstance(record, Mapping) for record in records):
         raise InputError(f"{file} should have a line for each video, with its file and its caption.")
     columns = [_column(records[0], FILE_COLUMNS, file)]
     columns += [_column(records[0], CAPTION_COLUMNS, file)] if text else []
     rows = []
     for number, record in enumerate(records, start=1):
-        if None in record:  # where DictReader puts fields that no column is for
+        if None in record:  # DictReader's key for fields beyond the columns
             raise InputError(
                 f"{file}: record {number} has more fields than there are columns. A caption with a comma "
                 'belongs in quotes: "a boat, at sea".'
@@ -161,6 +175,8 @@ def _rows(file: Path, text: bool) -> list[tuple[str, str]]:
         name, *caption = (record.get(column) for column in columns)
         if not name or not all(isinstance(value, str) for value in (name, *caption)):
             raise InputError(f"{file}: record {number} should have a text under {' and '.join(columns)}.")
+        if not all(_is_unicode(value) for value in (name, *caption)):
+            raise InputError(f"{file}: record {number} holds characters that are not valid Unicode.")
         rows.append((name, *caption) if text else (name, ""))
     return rows
 
@@ -175,11 +191,14 @@ def _column(record: Mapping[str, Any], names: Iterable[str], where: Any) -> str:
 
 
 def dataset_entries(settings: Mapping[str, Any], *, text: bool = True) -> list[Entry]:
-    """The entries of a ModelScope data set, by the configuration's ``data`` (``msdataset`` and so on).
+    """The entries of a ModelScope data set.
 
-    ``text`` says whether captions are needed.
+    Args:
+        settings: ``data`` of the configuration: ``msdataset`` and so on.
+        text: captions are needed.
 
-    Raises InputError for a data set that cannot be loaded, or has not the columns.
+    Raises:
+        InputError: the data set cannot be loaded, or lacks a column.
     """
     name = settings["msdataset"]
     try:
@@ -189,8 +208,8 @@ def dataset_entries(settings: Mapping[str, Any], *, text: bool = True) -> list[E
         dataset = MsDataset.load(name, **{key: settings[key] for key in keys if key in settings})
         rows = list(dataset if not isinstance(dataset, dict) else next(iter(dataset.values())))
     except Exception as error:  # of the network, the hub, or the data set's own script
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"data.msdataset: {name!r} cannot be loaded: {reason}") from error
+        told = " ".join(str(error).split()) or "no reason is given"
+        raise InputError(f"data.msdataset: {name!r} cannot be loaded: {told}") from error
     return row_entries(rows, f"data.msdataset: {name!r}", settings, text=text)
 
 
@@ -200,16 +219,22 @@ def row_entries(
     """The entries of a data set's rows.
 
     Args:
-        where: what errors call it.
-        settings: ``file_column`` and ``caption_column``, where they have no usual name.
-        text: whether captions are needed.
+        where: the data set's name in messages.
+        settings: ``file_column`` and ``caption_column``, unless they have one of the usual names.
+        text: captions are needed.
 
     Raises:
-        InputError: for a data set without rows, without these columns, or with a row that lacks one.
+        InputError: the data set has no rows, lacks a column, or has a row without a file or caption.
     """
-    rows = list(rows)
+    try:
+        rows = list(rows)
+    except Exception as error:  # of the data set's own code
+        raise InputError(f"{where} cannot be read as a list of rows.") from error
     if not rows:
         raise InputError(f"{where} has no rows.")
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where}: row {number} is a {type(row).__name__} and should be a mapping.")
     given = settings.get("file_column"), settings.get("caption_column")
     file = _column(rows[0], (given[0],) if given[0] else FILE_COLUMNS, where)
     caption = _column(rows[0], (given[1],) if given[1] else CAPTION_COLUMNS, where) if text else None
@@ -220,7 +245,7 @@ def row_entries(
         if isinstance(source, Mapping):  # as the library datasets has files
             name = source.get("path")
             source = source.get("bytes") or name
-        if source is None or not isinstance(words, str):
+        if source is None or not isinstance(words, str) or not _is_unicode(words):
             wanted = f"a file under {file!r}" + (f" and a text under {caption!r}" if text else "")
             raise InputError(f"{where}: row {number} should have {wanted}.")
         known = isinstance(name, (str, Path)) and str(name)
@@ -228,16 +253,30 @@ def row_entries(
     return entries
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _file_name(place: str) -> str:
-    """The last part of a path or of a URL, without what a URL asks for."""
-    return Path(urlsplit(place).path if "://" in place else place).name
+    """The last part of a path or URL, without the URL's query."""
+    if "://" in place:
+        try:
+            place = urlsplit(place).path
+        except ValueError:  # such as a bracket that is not closed
+            return place.rpartition("/")[2]
+    return Path(place).name
 
 
 def fingerprint(entries: Iterable[Entry], cut: Cut) -> str:
-    """Tells whether data are the same: of names, captions, sizes of files, and how they are cut."""
+    """A hash of names, captions, file sizes and ``cut``: equal data have the same."""
     digest = hashlib.sha256(repr(cut).encode())
     for entry in entries:
-        path = Path(entry.source) if isinstance(entry.source, (str, Path)) else None
-        size = path.stat().st_size if path is not None and path.is_file() else 0
+        path = entry.source
+        known = isinstance(path, (str, os.PathLike)) and os.path.isfile(path)
+        size = os.path.getsize(path) if known else 0
         digest.update(repr((entry.name, entry.caption, size)).encode())
     return digest.hexdigest()[:16]

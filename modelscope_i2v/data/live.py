@@ -1,4 +1,4 @@
-"""Clips that are decoded and encoded when their turn comes; or once, into a cache."""
+"""Clips that are decoded and encoded when a batch needs them, or once, into a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ..checkpoints.directory import ModelDirectory
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, VideoError
+from ..files import reason
 from ..media.transforms import frames_to_tensor
 from ..progress import bar
 from .cache import CacheWriter, Rows
@@ -27,7 +28,7 @@ _SHOWN = 10
 
 
 class _Encoded(NamedTuple):
-    """A whole clip; fp16, as a cache has it."""
+    """All frames of a clip, fp16, as a cache stores them."""
 
     latents: np.ndarray
     source: np.ndarray | None
@@ -35,24 +36,24 @@ class _Encoded(NamedTuple):
 
 
 def made_by(data: str, directory: ModelDirectory) -> dict[str, str]:
-    """What tells a cache of these data, by this model, from others; ``data`` is their fingerprint."""
+    """The origin of a cache, stored in its index: ``data`` (a fingerprint), the model's and the family's."""
     return {"data": data, "model": identity(directory), "family": directory.family.name}
 
 
 class LiveData:
-    """What :class:`modelscope_i2v.data.cache.Cache` is, without the files.
+    """The interface of :class:`modelscope_i2v.data.cache.Cache`, without files: clips are encoded when read.
 
-    Opening it decodes every entry once: those that cannot be read are left out, and told.
+    The constructor decodes every entry once, and skips those that cannot be read with a warning.
 
     Args:
         workers: threads that decode; FFmpeg works outside of Python's lock.
 
     Attributes:
-        broken: names of the entries that cannot be used, and why. An entry that could be read when the data
-            were opened, and cannot any more, comes to them; another one takes its place.
+        broken: name of each entry that cannot be read, and the reason. An entry that becomes unreadable later
+            is added, and another one is read instead.
 
     Raises:
-        InputError: no entry can be used.
+        InputError: no entry can be read.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class LiveData:
         if not usable:
             name, reason = self.broken[0]
             raise InputError(f"The data have no readable clip: of {len(entries)}, not one. {name}: {reason}")
-        self.tell()
+        self.warn()
         captions = dict.fromkeys([dropped_text])
         captions |= dict.fromkeys(entry.caption for kind in usable.values() for _, entry, _ in kind)
         self.captions = tuple(captions)
@@ -96,47 +97,50 @@ class LiveData:
         return self.encoders.text_encoder is not None
 
     def states(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Text states of captions by their places: [n, 77, width], fp32.
+        """Text states of captions by their indices: [n, 77, width], fp32.
 
-        The first is the dropped text, which like a negative prompt goes without the family's suffix.
+        The first caption is the dropped text; like a negative prompt, it does not get the family's suffix.
         """
         suffix = self.encoders.family.prompt_suffix
         texts = [self.captions[row] + (suffix if row else "") for row in rows]
-        return self.encoders.texts(texts).half().float()
+        # One by one: the last bits of a text's states differ with the number of texts in a batch.
+        return torch.cat([self.encoders.texts([text]) for text in texts]).half().float()
 
-    def tell(self) -> None:
-        """Warns of the broken entries, with their number and names."""
+    def warn(self) -> None:
+        """Logs the number and names of the broken entries."""
         if self.broken:
             shown = "; ".join(f"{name}: {reason}" for name, reason in self.broken[:_SHOWN])
             more = f"; and {len(self.broken) - _SHOWN} more" if len(self.broken) > _SHOWN else ""
             logger.warning("%d files are skipped: %s%s", len(self.broken), shown, more)
 
-    def lose(self, entry: Entry, error: Exception) -> None:
-        """Notes an entry that cannot be read any more, and warns of it once."""
+    def mark_broken(self, entry: Entry, error: Exception) -> None:
+        """Adds an entry that has become unreadable, and logs it once."""
         found = entry.name, _reason(error)
         if found not in self.broken:
             self.broken.append(found)
-            logger.warning("%s is passed over: %s", *found)
+            logger.warning("%s is skipped from now on: %s", *found)
 
     def _kind(self, entry: Entry) -> tuple[int, float] | str:
-        """The clip's number of frames and its rate, or what is wrong with it."""
+        """The clip's number of frames and its rate, or the reason why it cannot be read."""
         try:
             decoded = self.cut.decode(entry)
-        except Exception as error:  # decoders fail in many ways, and none of them is fatal here
+        except Exception as error:  # decoders fail in many ways; one broken file ends no training
             return _reason(error)
         return len(decoded.frames), decoded.fps
 
     def write(self, directory: str | Path, progress: bool | None = None) -> Path:
-        """Writes all of it as a cache, but for clips that cannot be read any more.
+        """Writes all clips that can be read as a cache.
 
-        Raises OutputError for a disk that is full; nothing is left on it.
+        Raises OutputError if it cannot be written, for example to a full disk; nothing of it is left.
         """
         writer = CacheWriter(directory, made_by=made_by(self.fingerprint, self.encoders.directory))
         try:
             self._write(writer, progress)
             return writer.finish()
+        except VideoError:
+            raise
         except OSError as error:
-            raise OutputError(f"The cache {directory} cannot be written: {error}.") from error
+            raise OutputError(f"The cache {directory} cannot be written: {reason(error)}.") from error
         finally:
             writer.discard()
 
@@ -150,7 +154,7 @@ class LiveData:
                 for row, (_, entry, rate) in enumerate(shard.entries):
                     shard.prefetch(range(row, min(row + 4, len(shard))))
                     caching.update()
-                    if not shard.readable(row):
+                    if not shard.is_readable(row):
                         continue
                     clip = shard.encoded(row)
                     writer.add(
@@ -164,11 +168,14 @@ class LiveData:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    if isinstance(error, VideoError):
+        return str(error)
+    logger.debug("an entry cannot be read", exc_info=error)
+    return f"{reason(error)}." if isinstance(error, OSError) else "It cannot be decoded."
 
 
 class LiveShard:
-    """The usable entries of one length of :class:`LiveData`; like a cache's shard."""
+    """The readable entries of one length in :class:`LiveData`; the interface of a cache's shard."""
 
     def __init__(self, data: LiveData, frames: int, entries: list[tuple[int, Entry, float]]) -> None:
         self.data, self.frames, self.entries = data, frames, entries
@@ -184,46 +191,46 @@ class LiveShard:
 
     @property
     def image_width(self) -> int:
-        """Of an embedding."""
+        """Width of the image embeddings."""
         return self.data.encoders.directory.unet.image_dim
 
     def prefetch(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Begins to decode clips that will be read soon."""
+        """Starts to decode clips that will be read soon."""
         for row in map(int, rows):
             if row not in self._decoding:
                 entry = self.entries[row][1]
                 self._decoding[row] = self.data.pool.submit(self.data.cut.decode, entry)
 
-    def readable(self, row: int) -> bool:
-        """Whether a clip can still be decoded. If not, the data note it."""
+    def is_readable(self, row: int) -> bool:
+        """True if a clip can still be decoded; if not, it is added to the data's broken entries."""
         self.prefetch([row])
         try:
             frames = len(self._decoding[row].result().frames)
             if frames != self.frames:
-                raise InputError(f"it has {frames} frames now, and had {self.frames}.")
+                raise InputError(f"It has {frames} frames now, and had {self.frames}.")
         except Exception as error:
-            del self._decoding[row]  # it is tried again when its turn comes again
-            self.data.lose(self.entries[row][1], error)
+            del self._decoding[row]  # it is tried again when it is needed again
+            self.data.mark_broken(self.entries[row][1], error)
             return False
         return True
 
-    def present(self, rows: np.ndarray) -> np.ndarray:
-        """These rows, and in the place of each that cannot be read any more the next one that can.
+    def readable(self, rows: np.ndarray) -> np.ndarray:
+        """The rows, with each unreadable one replaced by the next readable one.
 
-        Raises InputError if there is none.
+        Raises InputError if no row can be read.
         """
         self.prefetch(rows)
 
         def nearest(row: int) -> int:
             for place in range(row, row + len(self)):
-                if self.readable(place % len(self)):
+                if self.is_readable(place % len(self)):
                     return place % len(self)
             raise InputError("The data have no readable clip any more: {}: {}".format(*self.data.broken[-1]))
 
         return np.array([nearest(int(row)) for row in rows])
 
     def read(self, rows: np.ndarray, starts: np.ndarray, length: int) -> Rows:
-        """Windows of clips, encoded."""
+        """Frames ``starts`` … ``starts + length`` of the clips ``rows`` (both [b]), encoded."""
         self.prefetch(rows)
         done = {row: self.encoded(row) for row in dict.fromkeys(map(int, rows))}
 
@@ -238,15 +245,17 @@ class LiveShard:
         )
 
     def encoded(self, row: int) -> _Encoded:
-        """A whole clip. The posterior is sampled, and the clip degraded, by its number: always alike."""
+        """All frames of a clip. Its number seeds the posterior's sample and the degradation."""
         self.prefetch([row])
         number, encoders, cut = self.entries[row][0], self.data.encoders, self.data.cut
         decoded = self._decoding.pop(row).result()
         latents = encoders.latents(frames_to_tensor(decoded.frames, cut.height, cut.width), number)
         source = image = None
         if self.has_source:
-            poor = degrade(decoded.frames, np.random.default_rng(number))
-            source = encoders.latents(frames_to_tensor(poor, cut.height, cut.width), number).half().numpy()
+            degraded = degrade(decoded.frames, np.random.default_rng(number))
+            source = (
+                encoders.latents(frames_to_tensor(degraded, cut.height, cut.width), number).half().numpy()
+            )
         if self.has_image:
             image = encoders.picture(decoded.first, cut.width).half().numpy()
         return _Encoded(latents.half().numpy(), source, image)

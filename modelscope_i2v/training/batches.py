@@ -1,6 +1,6 @@
-"""Which clips make up which batch: a function of the seed and the batch's number, and of nothing else.
+"""Batches of clips. Which clips are in a batch follows from the seed and the batch's number alone.
 
-So a run that goes on from a checkpoint sees what it would have seen, whatever the number of workers.
+So a resumed run sees the batches that an uninterrupted one sees, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..spec.families import Family
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips with their conditions, on the CPU."""
+    """Clips and their conditions, on the CPU."""
 
     latents: Tensor
     """[b, 4, f, h, w], fp32."""
     source: Tensor | None
-    """Latents of degraded clips, of the same shape."""
+    """Latents of the degraded clips, of the same shape; None unless the family takes a video."""
     conditions: Mapping[str, Tensor]
     """The network's inputs, each [b, …]: ``text``, ``image``, ``fps``, ``picture``."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order in which the clips of several buckets come, epoch by epoch, each batch of one bucket."""
+    """The order of the clips of several buckets, epoch by epoch. The clips of a batch are of one bucket."""
 
     sizes: tuple[int, ...]
     """Clips in each bucket."""
@@ -43,11 +43,11 @@ class Order:
 
     @property
     def batches(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return sum(max(size // self.batch_size, 1) for size in self.sizes if size)
 
     def batch(self, number: int) -> tuple[int, np.ndarray]:
-        """The bucket of a batch, and its clips' rows there [batch_size]."""
+        """The bucket of a batch, and the rows of its clips in that bucket [batch_size]."""
         epoch, place = divmod(number, self.batches)
         if epoch not in self._epochs:
             for old in [key for key in self._epochs if key < epoch - 1]:
@@ -62,7 +62,7 @@ class Order:
             if not size:
                 continue
             rows = random.permutation(size)
-            if size < self.batch_size:  # the same clip may stand in one batch twice
+            if size < self.batch_size:  # a clip may be in one batch twice
                 rows = np.resize(rows, self.batch_size)
             count = len(rows) // self.batch_size
             made += [(bucket, part) for part in rows[: count * self.batch_size].reshape(count, -1)]
@@ -70,18 +70,19 @@ class Order:
 
 
 class Batches:
-    """Batches of the clips of a cache, or of what is like one.
+    """Batches of the clips of a cache, or of data that are encoded as they are read.
 
     Args:
-        frames: of each clip; all of them if None.
-        stride: every so-manieth frame of a clip is taken.
-        from_start: a clip's first frames are taken, not any in a row; so it is anyway where a picture is
-            read, which is the first.
-        image_ratio: share of the batches that are single pictures: the data's pictures, or frames of its
-            clips where it has none.
+        frames: number of frames of each clip; None takes all.
+        stride: distance between the frames that are taken; 1 takes consecutive frames.
+        from_start: take a clip's first frames, not a random window. Families that read an image always do,
+            since the image embedding is that of the first frame.
+        image_ratio: share of the batches that are single pictures: those in the data, or, if there are none,
+            single frames of clips.
 
     Raises:
-        InputError: for what the family needs and the data lack.
+        InputError: the data lack texts, image embeddings or degraded clips that the family needs, or have no
+            clip long enough.
     """
 
     def __init__(
@@ -115,19 +116,19 @@ class Batches:
 
     @property
     def fingerprint(self) -> str:
-        """Tells whether the data are the same."""
+        """A hash that identifies the data."""
         return self.data.fingerprint
 
     def __len__(self) -> int:
-        """Batches of clips in an epoch."""
+        """Number of batches of clips in an epoch."""
         return self.orders[False].batches
 
     def _span(self, longest: int) -> int:
-        """How many frames of a clip of ``longest`` are read, of which every ``stride``-th is taken."""
+        """Length of the window that is read of a clip of ``longest`` frames."""
         return longest if self.frames is None else (self.frames - 1) * self.stride + 1
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> Batch:
-        """Batch ``number`` of process ``rank`` among ``world``; every call with these gives the same."""
+        """Batch ``number`` of process ``rank`` of ``world``; equal arguments give equal batches."""
         still, place = self._place(number, rank, world)
         shard, rows = self._rows(still, place)
         length = 1 if still else self._span(shard.frames)
@@ -135,13 +136,13 @@ class Batches:
         if not self.from_start:
             random = np.random.default_rng([self.seed, int(still), place, 7])
             starts = random.integers(0, shard.frames - length + 1, len(rows))
-        rows = shard.present(rows)
+        rows = shard.readable(rows)
         following, soon = self._rows(*self._place(number + 1, rank, world))
         following.prefetch(soon)
         return self._batch(shard, rows, starts, length)
 
     def _place(self, number: int, rank: int, world: int) -> tuple[bool, int]:
-        """Whether a batch is of pictures, and its place among those like it."""
+        """Whether a batch is of pictures, and its number among the batches of its kind."""
         before, after = (math.floor((number + i) * self.image_ratio + 1e-9) for i in (0, 1))
         still = after > before
         return still, (before if still else number - before) * world + rank
@@ -155,6 +156,11 @@ class Batches:
             return torch.from_numpy(array[:, :: self.stride]).float().transpose(1, 2)  # [b, 4, f, h, w]
 
         read = shard.read(rows, starts, length)
+        for name, array in read._asdict().items():
+            if array is not None and not np.isfinite(array).all():
+                raise InputError(
+                    f"{self.data.path} is damaged: {name} has NaN or infinity in the clips {rows}."
+                )
         latents, family, conditions = clips(read.latents), self.family, {}
         if family.reads_text:
             conditions["text"] = self.data.states(shard.captions[rows])
@@ -166,15 +172,15 @@ class Batches:
             conditions["picture"] = latents[:, :, 0]
         return Batch(latents, clips(read.source) if family.takes_video else None, conditions)
 
-    def dropped(self, text: str) -> dict[str, Tensor]:
-        """What replaces the conditions of a sample without a wish, each [1, …].
+    def unconditional(self, text: str) -> dict[str, Tensor]:
+        """The conditions of an unconditional sample, each [1, …]: states of ``text``, a zero image embedding.
 
-        Raises InputError if the data lack that text.
+        Raises InputError if the data lack the text.
         """
         conditions = {}
         if self.family.reads_text:
             if text not in self.data.captions:
-                raise InputError(f"dropped_text is {text!r}, whose states {self.data.path} does not have.")
+                raise InputError(f"dropped_text is {text!r}, of which {self.data.path} has no text states.")
             conditions["text"] = self.data.states([self.data.captions.index(text)])
         if self.family.reads_image:
             conditions["image"] = torch.zeros(1, 1, self.clips[0].image_width)

@@ -107,7 +107,7 @@ class Trainer:
             strength=config.strength,
             device=self.device,
         )
-        self.dropped = self.batches.dropped(config.dropped_text)
+        self.unconditional = self.batches.unconditional(config.dropped_text)
         self.unet = self._network()
         self.trained = {
             name: parameter for name, parameter in self.unet.named_parameters() if parameter.requires_grad
@@ -237,9 +237,9 @@ class Trainer:
         dropped = torch.rand(count, generator=generator) < self.config.condition_dropout
         conditions = {}
         for name, value in batch.conditions.items():
-            if name in self.dropped:
+            if name in self.unconditional:
                 where = dropped.view(-1, *[1] * (value.ndim - 1))
-                value = torch.where(where, self.dropped[name].expand_as(value), value)
+                value = torch.where(where, self.unconditional[name].expand_as(value), value)
             conditions[name] = value.to(self.device)
         clean, noise, timesteps = (part.to(self.device) for part in (batch.latents, noise, timesteps))
         source = None if batch.source is None else batch.source.to(self.device)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -137,7 +140,7 @@ def test_what_data_lack(caches):
         Batches(Cache.open(caches(TEXT_TO_VIDEO.name)), TEXT_TO_VIDEO, batch_size=1, seed=0, frames=5)
     batches = Batches(Cache.open(caches(TEXT_TO_VIDEO.name)), TEXT_TO_VIDEO, batch_size=1, seed=0)
     with pytest.raises(InputError, match="dropped_text is 'nothing'"):
-        batches.dropped("nothing")
+        batches.unconditional("nothing")
 
 
 @pytest.mark.parametrize(
@@ -184,18 +187,18 @@ def test_what_cannot_be_written_into_a_cache(tmp_path):
         writer.finish()
     writer.add(clip, image=np.zeros(4))
     for wrong, words in (
-        ({"latents": clip}, "'image' or none"),
-        ({"latents": clip, "image": np.zeros(5)}, r"holds \[4\]"),
+        ({"latents": clip}, "'image', or none"),
+        ({"latents": clip, "image": np.zeros(5)}, r"holds rows of shape \[4\]"),
         ({"latents": clip[0], "image": np.zeros(4)}, "should be"),
         ({"latents": clip + np.inf, "image": np.zeros(4)}, "infinity"),
-        ({"latents": clip, "image": np.zeros(4), "source": clip}, "'source' or none"),
+        ({"latents": clip, "image": np.zeros(4), "source": clip}, "'source', or none"),
     ):
         with pytest.raises(InputError, match=words):
             writer.add(**wrong)
-    with pytest.raises(InputError, match="2 texts came with the states of 1"):
+    with pytest.raises(InputError, match="texts and states should be of one length; they are 2 and 1"):
         writer.add_texts(["a", "b"], np.zeros((1, 77, 8)))
     writer.add_texts(["a"], np.zeros((1, 77, 8)))
-    with pytest.raises(InputError, match="no states of the text ''"):
+    with pytest.raises(InputError, match="no text states of the caption ''"):
         writer.finish()
 
 
@@ -203,8 +206,99 @@ def test_what_is_no_cache(caches, tmp_path):
     with pytest.raises(InputError, match=r"no finished cache: it has no index\.json"):
         Cache.open(tmp_path)
     (tmp_path / "index.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="index.json is not valid JSON"):
         Cache.open(tmp_path)
     (tmp_path / "index.json").write_text(json.dumps({"version": 9}))
     with pytest.raises(InputError, match="version 9"):
         Cache.open(tmp_path)
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+_WHOLE = "{'descr': '<f2', 'fortran_order': False, 'shape': "
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("latents", b""),
+        ("latents", b"PK\x03\x04" + bytes(100)),
+        ("latents", lambda whole: whole[:-1000]),
+        ("latents", lambda whole: whole[:50]),
+        ("latents", header("(" * 9000)),
+        ("latents", header(_WHOLE + "(8, 4, 4, 8, 8), 'x': " + "-" * 5000 + "1}")),
+        ("latents", header(_WHOLE + f"({2**62}, 4, 4, 8, 8)}}")),
+        ("latents", header(_WHOLE + "(-1, 4, 4, 8, 8)}") + bytes(1000)),
+        ("latents", header(_WHOLE.replace("<f2", "|O") + "(8, 4, 4, 8, 8)}") + bytes(100)),
+        ("latents", np.zeros((8, 4, 4, 8, 8), np.float32)),
+        ("latents", np.zeros((8, 4, 4, 8, 9), np.float16)),
+        ("latents", np.zeros((7, 4, 4, 8, 8), np.float16)),
+        ("latents", np.zeros((8, 4), np.float16)),
+        ("image", np.zeros((8, 0), np.float16)),
+        ("image", np.zeros((9, 32), np.float16)),
+        ("text", np.zeros((2, 77, 32), np.float16)),
+        ("text", np.zeros((3, 77, 32), "<U1")),
+        ("text", "a named pipe"),
+        ("latents", "a directory"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_damaged_arrays_are_named(caches, tmp_path, name, content):
+    path = shutil.copytree(caches(I2VGEN_XL.name), tmp_path / "cache")
+    file = path / ("text.npy" if name == "text" else f"{name}-4x8x8.npy")
+    words = "is damaged: " + file.name
+    if callable(content):
+        content = content(file.read_bytes())
+    file.unlink()
+    if isinstance(content, np.ndarray):
+        np.save(file, content)
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        words = f"{file.name} is {content}"
+        os.mkfifo(file) if "pipe" in content else file.mkdir()
+    with pytest.raises(InputError, match=words) as told:
+        Cache.open(path)
+    assert "Error" not in str(told.value) and len(str(told.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"captions": 5}, "the captions in its index"),
+        ({"captions": [None] * 3}, "the captions in its index"),
+        ({"shards": {}}, "at least one shard"),
+        ({"shards": []}, "at least one shard"),
+        ({"shards": {"../x": {}}}, "for the shard '../x'"),
+        ({"shards": {"4x8x8": None}}, "lists of captions and fps"),
+        ({"captions of the shard": [0] * 7 + [3]}, "a caption's number that does not exist"),
+        ({"captions of the shard": [0] * 7 + [-1]}, "a caption's number that does not exist"),
+        ({"captions of the shard": [0] * 7 + [1.0]}, "a caption's number that does not exist"),
+        ({"fps of the shard": [8.0] * 7 + [float("nan")]}, "fps that is no number from 0 up"),
+        ({"fps of the shard": [8.0] * 7 + ["8"]}, "fps that is no number from 0 up"),
+        ({"fps of the shard": [8.0] * 7}, "captions and fps of unequal number"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_damaged_index_is_told(caches, tmp_path, change, words):
+    path = shutil.copytree(caches(I2VGEN_XL.name), tmp_path / "cache")
+    index = json.loads((path / "index.json").read_text())
+    for key, value in change.items():
+        name, _, inside = key.partition(" ")
+        (index["shards"]["4x8x8"] if inside else index)[name] = value
+    (path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=f"The cache .* is damaged: .*{words}"):
+        Cache.open(path)
+
+
+def test_numbers_that_are_none_are_told_before_they_are_learned(caches, tmp_path):
+    path = shutil.copytree(caches(TEXT_TO_VIDEO.name), tmp_path / "cache")
+    file = path / "latents-4x8x8.npy"
+    content = np.load(file)
+    content[:, 0] = np.nan
+    np.save(file, content)
+    batches = Batches(Cache.open(path), TEXT_TO_VIDEO, batch_size=2, seed=0)
+    with pytest.raises(InputError, match="cache is damaged: latents has NaN or infinity"):
+        batches.batch(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from fractions import Fraction
 
@@ -16,7 +17,7 @@ from PIL import Image
 from modelscope_i2v.checkpoints.directory import ModelDirectory
 from modelscope_i2v.data import folder
 from modelscope_i2v.data.cache import Cache, CacheWriter
-from modelscope_i2v.data.folder import Cut, Entry, folder_entries, row_entries
+from modelscope_i2v.data.folder import Cut, Entry, fingerprint, folder_entries, row_entries
 from modelscope_i2v.data.live import made_by
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.errors import InputError, OutputError
@@ -113,9 +114,9 @@ def test_what_cannot_be_read_any_more_is_passed_over(on_folder, clips, tmp_path,
     (place / "1.mp4").unlink()
     (place / "2.mp4").write_bytes(b"cut off")
     caplog.clear()
-    assert videos.present(np.array([0, 1, 2, 3])).tolist() == [0, 3, 3, 3]
+    assert videos.readable(np.array([0, 1, 2, 3])).tolist() == [0, 3, 3, 3]
     trainer.run()
-    said = [record.message for record in caplog.records if "passed over" in record.message]
+    said = [record.message for record in caplog.records if "skipped from now on" in record.message]
     assert len(said) == 2 and "1.mp4" in said[0] and "2.mp4" in said[1]
     assert [name for name, _ in data.broken] == ["4.mp4", "broken.mp4", "1.mp4", "2.mp4"]
     cache = Cache.open(data.write(tmp_path / "cache", progress=False))
@@ -126,7 +127,7 @@ def test_what_cannot_be_read_any_more_is_passed_over(on_folder, clips, tmp_path,
     for name in ("0.mp4", "3.mp4"):
         (place / name).unlink()
     with pytest.raises(InputError, match="no readable clip any more"):
-        videos.present(np.array([0]))
+        videos.readable(np.array([0]))
 
 
 def test_a_full_disk_leaves_nothing_of_a_cache(on_folder, tmp_path, monkeypatch):
@@ -183,15 +184,75 @@ def test_without_captions(clips, tmp_path):
         ("captions.csv", "file,caption\na.png,a boat, at sea\n", "record 1 has more fields.* in quotes"),
         ("captions.csv", 'file,caption\na.png,"a 5" knife"\n', "cannot be read"),
         ("captions.csv", 'file,caption\na.png,"one\na.png,two\n', "cannot be read"),
-        ("captions.jsonl", '{"file": "a.png"', "cannot be read"),
+        ("captions.jsonl", '{"file": "a.png"', r"captions\.jsonl, line 1, is not valid JSON"),
+        ("captions.jsonl", "[" * 100_000, "line 1, is not valid JSON.*nested too deep"),
+        ("captions.jsonl", '{"file": "a.png", "caption": "\\ud800"}', "record 1 .* not valid Unicode"),
+        ("captions.jsonl", '{"file": "%s", "caption": "a"}' % ("a" * 5000), "names files that"),
+        ("captions.jsonl", '{"file": "a\\u0000b.png", "caption": "a"}', "names files that"),
+        ("captions.csv", b"file,caption\na.png,\xff\n", "is not UTF-8"),
+        ("captions.csv", "file,caption\na.png," + "b" * 200_000, "cannot be read as CSV: field larger"),
         ("captions.jsonl", '{"file": "a.png", "caption": 3}', "record 1"),
     ],
 )
 def test_bad_captions(tmp_path, file, content, words):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / file).write_text(content)
-    with pytest.raises(InputError, match=words):
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=words) as told:
         folder_entries(tmp_path)
+    assert len(str(told.value)) < 1000 and "Error" not in str(told.value)
+
+
+def test_pipes_and_circles_of_links_are_no_clips(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.mp4")
+    (tmp_path / "c.mp4").symlink_to(tmp_path / "c.mp4")
+    (tmp_path / "d").symlink_to(tmp_path)
+    assert [entry.name for entry in folder_entries(tmp_path, text=False)] == ["a.png"]
+    os.mkfifo(tmp_path / "captions.csv")
+    with pytest.raises(InputError, match="there is no file"):
+        folder_entries(tmp_path, "captions.csv")
+    (tmp_path / "words.csv").write_text("file,caption\nb.mp4,one\n")
+    with pytest.raises(InputError, match=r"names files that .* b\.mp4"):
+        folder_entries(tmp_path, "words.csv")
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (5, "it cannot be read as a list of rows"),
+        ([["a.png", "b"]], "row 0 is a list"),
+        ([{"file": "a.png", "text": "a"}, None], "row 1 is a NoneType"),
+        ([{"file": "a.png", "text": "\ud800"}], "row 0 should have"),
+        ([{"file": {"path": None}, "text": "a"}], "row 0 should have a file"),
+        ([{"file": "a.png", "text": 7}], "row 0 should have"),
+    ],
+    ids=["number", "list", "none", "surrogate", "no file", "no text"],
+)
+def test_hostile_rows(rows, words):
+    with pytest.raises(InputError, match=words):
+        row_entries(rows, "it", {})
+
+
+def test_hostile_files_in_rows_are_skipped(clips, tmp_path):
+    """Each of them is named, and none ends a training on the others."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    files = [
+        "a" * 5000 + ".png",
+        "a\0b.png",
+        "file:///dev/zero",
+        7,
+        {"path": 5},
+        str(tmp_path),
+    ]
+    files += [str(tmp_path / "pipe.mp4"), b"\x89PNG\r\n", [1], np.zeros((2, 2, 2, 2, 2))]
+    entries = row_entries([{"file": file, "text": "a"} for file in files], "it", {})
+    (odd,) = row_entries([{"file": "https://[/a.png", "text": "a"}], "it", {})
+    assert odd.name == "a.png"
+    assert len(fingerprint(entries, Cut(8, 8, 1))) == 16
+    for entry in entries:
+        with pytest.raises(InputError) as told:
+            Cut(8, 8, 1).decode(entry)
+        assert len(str(told.value)) < 1000 and "Error" not in str(told.value)
 
 
 def test_bad_folders(clips, tmp_path):
@@ -314,8 +375,33 @@ def test_a_data_set_that_cannot_be_loaded(monkeypatch, clips):
     monkeypatch.setattr(msdatasets, "MsDataset", Sets)
     (entry,) = folder.dataset_entries({"msdataset": "clips", "split": "train"})
     assert entry.is_picture and entry.caption == "p"
-    with pytest.raises(InputError, match="data.msdataset: 'none' cannot be loaded: FileNotFoundError"):
+    with pytest.raises(InputError, match="data.msdataset: 'none' cannot be loaded: none$"):
         folder.dataset_entries({"msdataset": "none"})
+
+
+def test_two_writers_of_one_cache_do_not_break_each_other(tmp_path):
+    latents = np.zeros((2, 4, 4, 4))
+    one, other = (CacheWriter(tmp_path / "cache") for _ in range(2))
+    for writer in (one, other):
+        writer.add(latents)
+    first = Cache.open(one.finish())
+    other.finish()
+    assert len(Cache.open(tmp_path / "cache")) == len(first) == 1
+    assert np.array_equal(first.shards[0].latents[0], latents)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_an_unexpected_failure_of_a_decoder_is_told_in_words(on_folder, monkeypatch, caplog):
+    real = Cut.decode
+
+    def broken(self, entry):
+        if entry.name == "1.mp4":
+            raise MemoryError("Unable to allocate 3 GiB")
+        return real(self, entry)
+
+    monkeypatch.setattr(Cut, "decode", broken)
+    trainer = Trainer(on_folder(), progress=False)
+    assert ("1.mp4", "It cannot be decoded.") in trainer.batches.data.broken and "Error" not in caplog.text
 
 
 def test_states_are_those_of_the_pipeline(on_folder):
@@ -325,4 +411,4 @@ def test_states_are_those_of_the_pipeline(on_folder):
     expected = encoders.text_encoder.encode(["clip, of 1.mp4" + trainer.family.prompt_suffix])
     assert torch.allclose(data.states([row]), expected, atol=1e-3)
     without = encoders.text_encoder.encode([""])  # as a negative prompt is encoded
-    assert torch.allclose(trainer.dropped["text"], without, atol=1e-3)
+    assert torch.allclose(trainer.unconditional["text"], without, atol=1e-3)
