@@ -23,7 +23,8 @@ from ..devices import free_memory, resolve_device
 from ..errors import CheckpointError, InputError
 from ..memory import count, guard
 from ..spec.families import I2VGEN_XL, IMAGE_TO_VIDEO, VIDEO_TO_VIDEO, Family
-from ..spec.options import OF_FIRST, OF_RESULT, Options, options_of
+from ..spec.options import OF_FIRST, OF_RESULT, Options, check_early, options_of
+from ..spec.runtime import NAMES as RUNTIME
 from ..spec.runtime import Runtime, split
 from . import components, outputs, requests
 from .generator import VideoGenerator
@@ -309,6 +310,7 @@ def animate(
             f"refine continues from a video and leaves out the first stage; {unused} has no use."
         )
     runtime, options = split(settings)
+    check_early("animate", options, ("models", "refine", "keep_first", *requests.TEXTS, *RUNTIME))
     cascade = Cascade.load(models, refine_only=refine is not None, **runtime)
     options["refine_options"] = refine_options
     if refine is not None:

@@ -19,7 +19,8 @@ from ..encoders.clip import ImageEncoder
 from ..engine.generator import VideoGenerator
 from ..errors import CheckpointError, InputError, OutputError
 from ..progress import bar
-from ..spec.options import Options
+from ..spec.options import Options, check_early
+from ..spec.runtime import NAMES as RUNTIME
 from ..spec.runtime import split
 from ..version import __version__
 from . import metrics, pictures
@@ -79,6 +80,7 @@ def evaluate(
     began = time.monotonic()
     loading, options = split(settings)
     progress = options.pop("progress", None)
+    check_early("evaluate", options, RUNTIME)
     generator, encoder, name, note = _load(model, task, loading)
     given = {**options, "progress": False, "output_type": "pt"}
     resolved = _resolve(generator, given)

@@ -317,6 +317,19 @@ def resolve(
     return options
 
 
+def check_early(owner: str, values: Mapping[str, Any], also_known: Collection[str] = ()) -> None:
+    """Checks options before it is known which family they are for, so before anything is fetched or loaded.
+
+    Raises:
+        InputError: for an option that no family has, with the nearest one, or a value that does not work.
+    """
+    for name, value in values.items():
+        if name not in FIELDS and name not in also_known:
+            raise InputError(table.unknown(owner, name, [*FIELDS, *also_known]))
+        if name in FIELDS and value is not None:
+            check(name, value)
+
+
 def check(name: str, value: Any) -> Any:
     """One option's value, checked. Raises InputError."""
     return table.checked(Options, name, value)

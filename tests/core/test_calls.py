@@ -272,3 +272,25 @@ def test_weights_that_are_not_mapped_survive_a_file_that_is_cut_short(tmp_path, 
         with file.open("r+b") as opened:
             opened.truncate(100)
     assert np.array_equal(made("a", seed=1, **ARRAYS), wanted)
+
+
+def test_options_are_checked_before_anything_is_fetched(monkeypatch):
+    from modelscope_i2v import animate
+    from modelscope_i2v.evaluation import evaluate
+
+    def fetch(*_, **__):
+        raise AssertionError("a model was asked for")
+
+    monkeypatch.setattr("modelscope_i2v.engine.cascade.fetch", fetch)
+    monkeypatch.setattr("modelscope_i2v.evaluation.run.fetch", fetch)
+    for wrong, near in (
+        ({"model": "x"}, "models"),
+        ({"strenght": 1}, "strength"),
+        ({"memroy": "auto"}, "memory"),
+    ):
+        with pytest.raises(InputError, match=f"did you mean '{near}'"):
+            animate("cat.png", **wrong)
+    with pytest.raises(InputError, match="num_frames=0"):
+        animate("cat.png", num_frames=0)
+    with pytest.raises(InputError, match="did you mean 'dtype'"):
+        evaluate("x", dytpe="bf16")
