@@ -6,10 +6,8 @@ needed here and nowhere else; the extra ``train`` brings it.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.writers import Planned, write_safetensors
 from ..errors import InputError, OutputError
+from ..files import reason, replace_file
 from ..networks.layers import Pointwise
 from .branches import ADAPTABLE
 from .files import CONFIG, METADATA, WEIGHTS
@@ -133,7 +132,8 @@ def save_lora(
     Args:
         path: a directory, made if it is missing; or a file that ends in ``.safetensors``.
         family: the name of the network's family, for people and for errors.
-        base: the checkpoint that it was trained on: a directory, or an id on the hub.
+        base: the checkpoint that it was trained on: an id on the hub, or a directory, of which the file gets
+            the last name alone.
         weights: tensors to write in place of the network's parameters of the same names (as
             ``named_parameters`` has them), such as their moving averages.
         dtype: the type to write; by default the parameters' own.
@@ -155,6 +155,8 @@ def save_lora(
         value = value.to("cpu", dtype or value.dtype)
         key = _PREFIX + name.replace(f".{_NAME}.", ".")
         plans.append(Planned(key, tuple(value.shape), value.dtype, lambda value=value: value))
+    if base is not None and (os.path.isabs(base) or os.path.exists(base)):
+        base = Path(base).absolute().name
     config = _plain(unet.peft_config[_NAME].to_dict())
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     metadata = {METADATA: json.dumps(config), "family": family, "base": base}
@@ -163,16 +165,14 @@ def save_lora(
     single = path.suffix == ".safetensors"
     try:
         (path.parent if single else path).mkdir(parents=True, exist_ok=True)
-        _replace(
-            path if single else path / WEIGHTS, lambda at: write_safetensors(at, plans, metadata=metadata)
-        )
-        if not single:
-            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-            _replace(path / CONFIG, lambda at: at.write_text(text, encoding="utf-8", newline="\n"))
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-        reason = "the disk is full" if full else error.strerror or error
-        raise OutputError(f"The LoRA {path} cannot be written: {reason}.") from error
+        raise OutputError(f"The LoRA {path} cannot be written: {reason(error)}.") from error
+    with replace_file(path if single else path / WEIGHTS) as part:
+        write_safetensors(part, plans, metadata=metadata)
+    if not single:
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        with replace_file(path / CONFIG) as part:
+            part.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
@@ -189,13 +189,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return getattr(value, "value", value)
-
-
-def _replace(target: Path, write: Any) -> None:
-    """Writes a file beside ``target`` and puts it there in one step."""
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        write(part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -134,18 +134,26 @@ class ModelDirectory:
             folder=folder,
         )
 
-    def read(self, part: Part, *, mmap: bool = True) -> TensorFile:
+    def read(self, part: Part, *, mmap: bool = True, any_kind: bool = False) -> TensorFile:
         """The weights of one of the networks, by the hub's names in any layout.
 
         Args:
             mmap: see :func:`modelscope_i2v.checkpoints.tensors.read_tensors`.
+            any_kind: also a U-Net of another family than the configuration's.
 
         Raises CheckpointError for files that are missing, damaged or do not fit their configuration.
         """
         if self.folder is not None:
             return self.folder.read(part, mmap=mmap)
         path = {"unet": self.unet_path, "clip": self.clip_path, "autoencoder": self.autoencoder_path}[part]
-        return read_tensors(path, mmap=mmap)
+        file = read_tensors(path, mmap=mmap)
+        kind = identify(file.tensors) if part == "unet" and not any_kind else None
+        if kind and kind.families and self.family.name not in kind.families:
+            raise CheckpointError(
+                f"{self.path / CONFIGURATION} describes a {self.family.name} model, and {path} is "
+                f"{kind.name}: one of the two belongs to another model."
+            )
+        return file
 
 
 @functools.lru_cache(maxsize=8)

@@ -107,7 +107,7 @@ def inspect(path: str | Path) -> Report:
     if os.path.isdir(path) or not os.path.exists(path):
         directory = ModelDirectory.open(path)
         reports = [
-            _report(place, directory.read(part), expected)
+            _report(place, directory.read(part, any_kind=True), expected)
             for part, (place, expected) in _networks(directory).items()
         ]
         return Report(path, directory.family.name, reports, directory.defaults)

@@ -96,6 +96,30 @@ def test_what_pefts_own_model_saves_is_read(unet, inputs, tmp_path):
         torch.testing.assert_close(ours(**inputs(ours)), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_file_holds_no_local_path(trained, tmp_path):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    for base in (str(tmp_path / "models" / "mine"), "/nowhere/mine"):
+        save_lora(trained(), tmp_path / "style", base=base)
+        for file in (tmp_path / "style").iterdir():
+            content = file.read_bytes()
+            assert b"mine" in content and str(tmp_path).encode() not in content and b"/nowhere" not in content
+
+
+def test_float8_matrices_are_added(trained, unet, inputs, tmp_path):
+    network = trained()
+    save_lora(network, tmp_path / "half", dtype=torch.float16)
+    tensors = load_file(tmp_path / "half" / "adapter_model.safetensors")
+    small = {key: value.to(torch.float8_e4m3fn) for key, value in tensors.items()}
+    save_file(small, tmp_path / "small.safetensors")
+    save_file({key: value.float() for key, value in small.items()}, tmp_path / "large.safetensors")
+    made = []
+    for name in ("small", "large"):
+        network = unet()
+        load_lora(network, tmp_path / f"{name}.safetensors")
+        made.append(network(**inputs(network)))
+    assert torch.equal(*made) and not torch.equal(made[0], unet()(**inputs(unet())))
+
+
 def test_averages_can_be_saved_in_place_of_the_weights(trained, tmp_path):
     network = trained()
     average = {
@@ -168,7 +192,7 @@ def test_saving_replaces_a_lora_whole_or_not_at_all(trained, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(lora, "write_safetensors", full)
-    with pytest.raises(OutputError, match="style cannot be written: the disk is full"):
+    with pytest.raises(OutputError, match="The disk is full: .*style.* was not written"):
         save_lora(network, path)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     monkeypatch.undo()

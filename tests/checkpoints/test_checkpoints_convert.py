@@ -495,3 +495,30 @@ def test_neither_diffusers_nor_transformers_is_needed(hub: Make, tmp_path: Path)
         f"convert({str(tmp_path / 'made')!r}, {str(tmp_path / 'back')!r}, to='hub');"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_terminated_conversion_leaves_nothing(hub: Callable[[str], Path], tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from modelscope_i2v.checkpoints import convert\n"
+        "def wait(*args): print('half', flush=True); time.sleep(60)\n"
+        "convert._verify = wait; convert.convert(sys.argv[1], sys.argv[2], to='safetensors')\n"
+    )
+    arguments = [sys.executable, "-c", code, str(hub(T2V)), str(tmp_path / "new")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"half\n"
+        assert len(os.listdir(tmp_path)) == 1
+        process.terminate()
+        assert process.wait(60) == -15
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_converted_file_keeps_the_mode_of_the_one_before(
+    hub: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, target = ModelDirectory.open(hub(T2V)).unet_path, tmp_path / "unet.safetensors"
+    target.touch()
+    target.chmod(0o640)
+    convert(source, target, to="safetensors", force=True)
+    assert target.stat().st_mode & 0o777 == 0o640 and target.stat().st_size > 1000

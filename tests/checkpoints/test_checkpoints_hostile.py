@@ -424,3 +424,17 @@ def test_sizes_of_diffusers_have_bounds(
     path = Path(shutil.copytree(folder(T2V), tmp_path / "folder", ignore=ignored))
     change(path / component / "config.json", **{key: value})
     told(lambda: ModelDirectory.open(path), words)
+
+
+def test_an_autoencoder_of_another_factor_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import checkpoints_factory
+    from PIL import Image
+
+    from modelscope_i2v.engine.generator import VideoGenerator
+
+    small = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1}
+    monkeypatch.setattr(checkpoints_factory, "SMALL_DDCONFIG", small)
+    generator = VideoGenerator.from_directory(checkpoints_factory.make_checkpoint(tmp_path / "model", I2V))
+    size = {"num_frames": 2, "height": 24, "width": 40}
+    video = generator([Image.new("RGB", (40, 24))], output_type="np", num_inference_steps=1, **size)[0]
+    assert video.shape == (2, 24, 40, 3)

@@ -94,6 +94,11 @@ def test_a_directory_with_another_unet(tmp_path: Path) -> None:
         match=r"unet\.pth does not fit.*8 keys are missing.*looks like a text-to-video or video",
     ):
         load_module(unet, read_tensors(model.unet_path))
+    told = (
+        rf"configuration\.json describes a {I2V} model, and .*unet\.pth is a text-to-video or video-to-video"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        model.read("unet")
 
 
 @pytest.fixture

@@ -91,6 +91,23 @@ def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
         load_module(on_meta(), file, dtype=torch.float16)
 
 
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_without_mmap_the_file_may_be_cut_afterwards(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    state = {**little_state(), "first.weight": little_state()["first.weight"].t().contiguous().t()}
+    if kind == "pth":
+        torch.save(state, path)
+    else:
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    file = read_tensors(path, mmap=False)
+    module = load_module(on_meta(), file)
+    inside = {tensor.data_ptr() for tensor in file.tensors.values()}
+    assert not inside & {tensor.data_ptr() for tensor in module.state_dict().values()}
+    del file
+    os.truncate(path, 1)  # under a mapped file, the comparison would end this process
+    assert all(torch.equal(tensor, state[key]) for key, tensor in module.state_dict().items())
+
+
 def test_the_module_outlives_the_file_object(tmp_path: Path) -> None:
     torch.save(little_state(), tmp_path / "a.pth")
     module = load_module(on_meta(), read_tensors(tmp_path / "a.pth"))
