@@ -255,13 +255,14 @@ def load_inert(file: IO[bytes], storages: dict[str, Storage] | None = None) -> A
     storages = {} if storages is None else storages
     stack: list[Any] = []
     marked: list[list[Any]] = []  # the stacks below the marks
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         nonlocal stack
         items, stack = stack, marked.pop()
         return items
 
+    arg: Any
     for number, (opcode, arg, _) in enumerate(pickletools.genops(file)):
         if number > _INSTRUCTIONS:
             raise Damaged(f"its pickle has more than {_INSTRUCTIONS:,} instructions")

@@ -105,7 +105,7 @@ class Section:
     def _over(self, key: str, most: float) -> bool:
         """Whether the error has to name the upper bound, which is far from all that anyone writes."""
         value = self.values.get(key)
-        return type(value) in (int, float) and value > most
+        return isinstance(value, (int, float)) and value > most
 
 
 def _is_number(value: Any) -> bool:
