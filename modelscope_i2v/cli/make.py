@@ -180,10 +180,10 @@ def read_input(family: Family, args: argparse.Namespace, options: dict[str, Any]
     """The pipeline's input, found to be readable."""
     limit = options.get("max_pixels", FIELDS["max_pixels"].default)
     if family.takes_video:
-        from ..media.videos import read_video
+        from ..media.frames import as_video
 
         if not _is_url(args.input):  # which would be fetched twice
-            read_video(args.input, max_frames=1, max_pixels=limit)
+            as_video(args.input, max_frames=1, max_pixels=limit)
         return {"video_path": args.input, "text": args.text}
     if family.reads_image:
         from ..media.images import load_image
