@@ -442,8 +442,13 @@ def test_frames_in_memory_are_a_video_too(generators, inputs):
     made = {kind: frames_of(stage, {"frames": frames, "text": "a"}, seed=1) for kind, frames in first.items()}
     assert np.array_equal(made["np"], made["pil"])
     assert np.abs(made["np"].astype(int) - made["pt"]).mean() < 2
-    for wrong in ([], np.zeros((2, 8, 8)), torch.zeros(2, 4, 8, 8), "x"):
-        with pytest.raises(InputError, match="frames must be uint8"):
+    for wrong, message in (
+        ([], "no frames"),
+        (np.zeros((2, 8, 8)), r"\[frames, height, width, 3\]"),
+        (torch.zeros(2, 4, 8, 8), r"\[frames, 3, height, width\]"),
+        ("x", "no file"),
+    ):
+        with pytest.raises(InputError, match=message):
             frames_of(stage, {"frames": wrong})
 
 
