@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from modelscope_i2v.compute.attention import MAX_BATCH_HEADS, Attention
+from modelscope_i2v.compute.attention import MAX_BATCH
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.memory.count import Model
 from modelscope_i2v.memory.placement import Placement, send
+from modelscope_i2v.networks.blocks import Attention
 from modelscope_i2v.spec.families import FAMILIES, Family
 from modelscope_i2v.spec.options import resolve
 
@@ -75,7 +76,7 @@ def checks(device: str) -> Iterator[tuple[str, float, float]]:
 
     torch.manual_seed(0)
     attention = Attention(64, 64, heads=4, head_dim=16).to(device).half().requires_grad_(False)
-    x = torch.randn(MAX_BATCH_HEADS // 2, 16, 64, device=device, dtype=torch.half)
+    x = torch.randn(MAX_BATCH + 8, 16, 64, device=device, dtype=torch.half)
     whole, parts = attention(x), torch.cat([attention(part) for part in x.split(4096)])
     yield "attention over more rows than a launch takes", float((whole - parts).abs().max()), 1e-2
 

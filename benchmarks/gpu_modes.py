@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from modelscope_i2v.compute.formats import cast, channels_last
 from modelscope_i2v.devices import encoder_dtype
 from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder
 from modelscope_i2v.engine.generator import VideoGenerator
@@ -20,7 +21,6 @@ from modelscope_i2v.memory import count as memory_model
 from modelscope_i2v.memory.count import MODES, Live, Model
 from modelscope_i2v.memory.placement import Placement, send
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.layers import cast, channels_last
 from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.spec.families import Family
 

@@ -6,8 +6,6 @@ counted on a network without contents.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -30,17 +28,15 @@ def evaluations(family: Family, speed: str) -> int:
     """Evaluations of the U-Net, each guidance branch counted, that a family's default video takes."""
     options, schedule, count = resolve(family, {"speed": speed}), SCHEDULES[family.schedule](), 0
 
-    def conditioned(wish: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            nonlocal count
-            count += len(x)
-            return torch.zeros_like(x)
-
-        return predict
+    def network(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        nonlocal count
+        count += len(x)
+        return torch.zeros_like(x)
 
     def with_guidance(scale: float) -> Denoiser:
-        conditions = {"wish": torch.ones(1)}, {"wish": torch.zeros(1)}
-        return denoiser(guided(conditioned, *conditions, scale=scale), schedule, family.prediction)
+        conditions = {"text": torch.ones(1)}, {"text": torch.zeros(1)}
+        predict = guided(network, lambda text: text, *conditions, scale=scale)
+        return denoiser(predict, schedule, family.prediction)
 
     denoise = in_interval(
         lambda: with_guidance(options.guidance_scale),

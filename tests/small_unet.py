@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.spec.network import STUNetConfig
@@ -22,3 +23,8 @@ def small_unet(**settings: Any) -> STUNet:
     for parameter in unet.parameters():  # the last layers of blocks are zero at first in some networks
         parameter.data += 0.02 * torch.randn_like(parameter)
     return unet
+
+
+def predicted(unet: STUNet, latents: Tensor, timesteps: Tensor, **conditions: Any) -> Tensor:
+    """The network's output for conditions that are prepared for this call alone."""
+    return unet(latents, timesteps, unet.prepare(**{"frames": latents.shape[2], **conditions}))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from modelscope_i2v.compute.ops import linear
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.layers import linear
 from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.spec.families import Family
 from modelscope_i2v.spec.network import AutoencoderConfig, STUNetConfig
@@ -97,14 +97,14 @@ def conditions(family: Family, config: STUNetConfig, height: int, width: int) ->
     if config.fps_embedding:
         both["fps"] = torch.tensor([family.target_fps])
     if config.local_image:
-        both["picture"] = normal(config.in_dim, height, width)
+        both["image_latents"] = normal(config.in_dim, height, width)
     wanted, without = dict(both), dict(both)
     if family.reads_text:
         wanted["text"] = normal(TEXT_TOKENS, config.context_dim)
         without["text"] = normal(TEXT_TOKENS, config.context_dim)
     if config.image_tokens:
-        wanted["image"] = normal(1, config.image_dim)
-        without["image"] = torch.zeros_like(wanted["image"])
+        wanted["image_embeds"] = normal(1, config.image_dim)
+        without["image_embeds"] = torch.zeros_like(wanted["image_embeds"])
     return wanted, without
 
 
@@ -114,7 +114,7 @@ def count_evaluation(family: Family, config: STUNetConfig, frames: int, height: 
         network = STUNet(config).eval()
         latents, times = torch.empty(1, config.in_dim, frames, height, width), torch.tensor([500])
     given = {key: value.to("meta") for key, value in conditions(family, config, height, width)[0].items()}
-    return _count(lambda: network(latents, times, **given))
+    return _count(lambda: network(latents, times, network.prepare(**given, frames=frames)))
 
 
 def count_autoencoder(config: AutoencoderConfig, what: str, frames: int, height: int, width: int) -> float:

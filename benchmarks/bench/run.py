@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import statistics
 import time
@@ -284,10 +285,12 @@ class Run:
             {key: value.to(self.device) for key, value in given.items()}
             for given in conditions(family, model.unet, height, width)
         )
+        prepare = functools.partial(subject.prepare, frames=frames)
         if case.what == "evaluation":
-            return lambda: subject.predict(latents, times, **wanted)
+            return lambda: subject.predict(latents, times, prepare(**wanted))
         predict = guided(
-            subject.conditioned,
+            subject.predict,
+            prepare,
             wanted,
             without,
             scale=family.guidance_scale,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from modelscope_i2v.devices import DTYPES
 from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.memory.allocator import kept_memory
+from modelscope_i2v.networks.stunet import Prepared
 from modelscope_i2v.spec.families import Family
 
 from .presets import MODES
@@ -86,13 +87,13 @@ class Subject(abc.ABC):
     def networks(self) -> list[nn.Module]:
         """All that are loaded."""
 
-    @abc.abstractmethod
-    def predict(self, latents: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
-        """The U-Net's output [b, 4, f, h, w]."""
+    def prepare(self, frames: int, **conditions: Tensor) -> Any:
+        """All that can be computed once a video of so many frames, for :meth:`predict`."""
+        return conditions
 
-    def conditioned(self, **conditions: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """:meth:`predict` for one video, with what can be computed once a video already done."""
-        return functools.partial(self.predict, **conditions)
+    @abc.abstractmethod
+    def predict(self, latents: Tensor, timesteps: Tensor, prepared: Any) -> Tensor:
+        """The U-Net's output [b, 4, f, h, w]."""
 
     @abc.abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
@@ -138,19 +139,13 @@ class Ours(Subject):
         with torch.inference_mode(), kept_memory(self.device):
             yield
 
-    def predict(self, latents: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
+    def prepare(self, frames: int, **conditions: Tensor) -> Prepared:
         with self._computing():
-            return self.generator.unet(latents, timesteps, **conditions)
+            return self.generator.unet.prepare(frames=frames, **conditions)
 
-    def conditioned(self, **conditions: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def predict(self, latents: Tensor, timesteps: Tensor, prepared: Prepared) -> Tensor:
         with self._computing():
-            network = self.generator.unet.conditioned(**conditions)
-
-        def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
-            with self._computing():
-                return network(latents, timesteps)
-
-        return predict
+            return self.generator.unet(latents, timesteps, prepared)
 
     def encode(self, pixels: Tensor) -> Tensor:
         with self._computing():
@@ -207,8 +202,9 @@ class Stock(Subject):
         return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "fp32")
 
     @torch.no_grad()
-    def predict(self, latents: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
-        renamed = {{"text": "y", "image": "y"}.get(name, name): value for name, value in conditions.items()}
+    def predict(self, latents: Tensor, timesteps: Tensor, prepared: dict[str, Tensor]) -> Tensor:
+        names = {"text": "y", "image_embeds": "y"}
+        renamed = {names.get(name, name): value for name, value in prepared.items()}
         with self._computing():
             return self.unet(latents, timesteps, **renamed)
 
@@ -256,8 +252,8 @@ class Diffusers(Subject):
         return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
 
     @torch.no_grad()
-    def predict(self, latents: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
-        given = {"latents": latents, **conditions}
+    def predict(self, latents: Tensor, timesteps: Tensor, prepared: dict[str, Tensor]) -> Tensor:
+        given = {"latents": latents, **prepared}
         given = {name: self._cast(value) for name, value in given.items()} | {"timesteps": timesteps}
         if self.family.unet.local_image:
             return i2vgen.run(self.pipe.unet, given).float()

@@ -7,14 +7,16 @@ buffers outside ``state_dict``: they move with the network, and its keys stay th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..networks.layers import Conv2d, FrameConv, Linear, Pointwise
+from ..compute import wrapping
+from ..compute.layers import Conv2d, FrameConv, Linear, Pointwise
+from ..compute.wrapping import Order, wrap
 
 ADAPTABLE = (Linear, Pointwise, Conv2d, FrameConv)
 """The layers that can have a branch."""
@@ -33,9 +35,18 @@ class Branch(nn.Module):
 
     def __init__(self, name: str, down: Tensor, up: Tensor, factor: float, scale: float) -> None:
         super().__init__()
-        self.name, self.factor, self.scale = name, factor, scale
+        self.name, self.factor, self._scale = name, factor, scale
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("up", up, persistent=False)
+
+    @property
+    def scale(self) -> float:
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        self._scale = scale
+        wrapping.changed()
 
     @property
     def strength(self) -> float:
@@ -57,15 +68,15 @@ class Branch(nn.Module):
 
 
 class Branches(nn.ModuleList):
-    """All branches of a layer, and the hook by which they see what it gets and returns."""
+    """All branches of a layer, which are around its ``forward``."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.hook = layer.register_forward_hook(_add)
+        self.wrap = wrap(layer, Order.LORA, functools.partial(_add, layer))
 
 
-def _add(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    x = args[0].to(layer.weight.dtype)
+def _add(layer: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    output, x = forward(x), x.to(layer.weight.dtype)
     for branch in getattr(layer, _ATTRIBUTE):
         output = branch(layer, x, output)
     return output
@@ -76,6 +87,7 @@ def attach(layer: nn.Module, branch: Branch) -> None:
     if not hasattr(layer, _ATTRIBUTE):
         setattr(layer, _ATTRIBUTE, Branches(layer))
     getattr(layer, _ATTRIBUTE).append(branch.to(layer.weight.device, layer.weight.dtype))
+    wrapping.changed()
 
 
 def detach(network: nn.Module, name: str | None = None) -> None:
@@ -85,8 +97,9 @@ def detach(network: nn.Module, name: str | None = None) -> None:
             if name in (None, beside[index].name):
                 del beside[index]
         if not beside:
-            beside.hook.remove()
+            beside.wrap.remove()
             delattr(layer, _ATTRIBUTE)
+    wrapping.changed()
 
 
 def branches(network: nn.Module) -> Iterator[Branch]:

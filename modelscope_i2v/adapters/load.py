@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..checkpoints.key_maps import IMAGE_CHANNELS, translate, unet_names
+from ..compute.layers import Linear, Pointwise
 from ..errors import CheckpointError, InputError
-from ..networks.layers import Linear, Pointwise
 from ..networks.stunet import STUNet
 from .branches import ADAPTABLE, Branch, attach, branches, detach
 from .files import GENERIC, LoraFile, Pair, read_lora

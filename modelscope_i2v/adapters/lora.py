@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.writers import Planned, write_safetensors
+from ..compute.layers import Pointwise
 from ..errors import InputError, OutputError
 from ..files import reason, replace_file
-from ..networks.layers import Pointwise
 from .branches import ADAPTABLE
 from .files import CONFIG, METADATA, WEIGHTS
 

@@ -9,29 +9,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..networks.layers import Linear
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of q [b, h, n, d] over k and v [b, h, m, d], scaled by d^-0.5: [b, h, n, d]."""
 
-MAX_BATCH_HEADS = 65_535
-"""The largest batch × heads that GPU kernels take in one launch (the limit of a CUDA grid's y and z)."""
+MAX_BATCH = 65_535
+"""The largest batch that GPU kernels take in one launch: the limit of a CUDA grid's y and z, where they have
+batch and heads, each for itself."""
 
 CACHED = 1 << 21
 """Attention weights that :func:`blocked` has at a time: 4 MB in bf16."""
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
+    """Attention by one of :data:`KERNELS`, as :data:`Kernel` has it, in as few launches as a GPU takes."""
+    if len(q) <= MAX_BATCH:
+        return KERNELS[kernel](q, k, v)
+    in_a_graph = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    return (_launches_in_a_graph if in_a_graph else _launches)(q, k, v, kernel)
+
+
+def _launches(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> Tensor:
+    parts = zip(*(tensor.split(MAX_BATCH) for tensor in (q, k, v)))
+    return torch.cat([KERNELS[kernel](*part) for part in parts])
+
+
+@torch.library.custom_op("modelscope_i2v::attention_launches", mutates_args=())
+def _launches_in_a_graph(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> Tensor:
+    """:func:`_launches` as one operation of a graph, or each number of launches would be one of its own."""
+    return _launches(q, k, v, kernel).contiguous()
+
+
+@_launches_in_a_graph.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> Tensor:
+    return q.new_empty(q.shape)
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's own kernels: flash, memory-efficient or plain, whatever suits device and type."""
     return F.scaled_dot_product_attention(q, k, v)
-
-
-def in_launches(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A kernel over so many samples at a time as a GPU takes in one launch."""
-    rows = max(MAX_BATCH_HEADS // q.shape[1], 1)
-    if len(q) <= rows:
-        return kernel(q, k, v)
-    return torch.cat([kernel(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows))])
 
 
 def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -41,7 +57,7 @@ def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     multiplies at the rate of fp32 too: this is twice as fast.
     """
     if torch.compiler.is_compiling():
-        return _opaque(q, k, v)
+        return _blocked_in_a_graph(q, k, v)
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
     out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
     rows = min(max(CACHED // (heads * keys), 1), queries)
@@ -56,12 +72,12 @@ def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("modelscope_i2v::blocked_attention", mutates_args=())
-def _opaque(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _blocked_in_a_graph(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """:func:`blocked` as one operation of a graph, which knows no loops."""
     return blocked(q, k, v)
 
 
-@_opaque.register_fake
+@_blocked_in_a_graph.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q.new_empty(q.transpose(1, 2).shape).transpose(1, 2)
 
@@ -96,43 +112,8 @@ KERNELS: dict[str, Kernel] = {
 """The attention kernels by name."""
 
 
-class Attention(nn.Module):
-    """Multi-head attention, over the input itself or over a context.
-
-    Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762).
-    """
-
-    kernel: Kernel = staticmethod(auto)
-
-    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        inner = heads * head_dim
-        self.heads = heads
-        self.to_q = Linear(dim, inner, bias=False)
-        self.to_k = Linear(context_dim, inner, bias=False)
-        self.to_v = Linear(context_dim, inner, bias=False)
-        self.to_out = nn.Sequential(Linear(inner, dim))
-
-    def forward(self, x: Tensor, keys: Tensor | None = None, values: Tensor | None = None) -> Tensor:
-        """x: [b, n, dim]; keys and values as :meth:`keys_values` has them, of x itself if None.
-
-        Returns [b, n, dim].
-        """
-        x = x.to(self.to_q.weight.dtype)
-        q = self._heads(self.to_q(x))
-        k, v = self.keys_values(x) if keys is None else (keys, values)
-        return self.to_out(in_launches(self.kernel, q, k, v).transpose(1, 2).flatten(2))
-
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a context [b, m, context_dim]: each [b, heads, m, head_dim]."""
-        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
 def use_kernel(network: nn.Module, name: str) -> nn.Module:
-    """Makes every :class:`Attention` in ``network`` use the kernel of that name; returns the network.
+    """Makes every layer with a ``kernel`` in ``network`` use the one of that name; returns the network.
 
     Raises InputError for a name that is not in :data:`KERNELS` or whose package is not installed.
     """
@@ -146,6 +127,6 @@ def use_kernel(network: nn.Module, name: str) -> nn.Module:
                 "attention='xformers' needs the package xformers: pip install modelscope-i2v[xformers]."
             ) from error
     for module in network.modules():
-        if isinstance(module, Attention):
-            module.kernel = KERNELS[name]
+        if hasattr(module, "kernel"):
+            module.kernel = name
     return network

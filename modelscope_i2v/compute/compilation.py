@@ -1,28 +1,45 @@
-"""The U-Net's blocks through ``torch.compile``, block by block.
+"""A network's blocks through ``torch.compile``, block by block.
 
-The blocks stay as :mod:`modelscope_i2v.networks.blocks` has them. A compiled one gets tensors alone, whose
-batch, frames, height and width are marked as dynamic: one graph serves all sizes. Blocks of one kind (one
-class, weights of the same shapes and types, the same LoRAs) share a graph. So a network that is cast or gets
-a LoRA compiles anew, and finds its former graphs again when it is as it was.
+The blocks stay as the network has them. A compiled one gets tensors alone, whose batch, frames, height and
+width are marked as dynamic: one graph serves all sizes. Blocks of one kind (one class, weights of the same
+shapes and types, the same LoRAs) share a graph. So a network that is cast or gets a LoRA compiles anew, and
+finds its former graphs again when it is as it was.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import random
 import types
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..networks.blocks import Conditioning, ResBlock, SpatialTransformer, TemporalTransformer
+from . import wrapping
+from .wrapping import Order, wrap, wrapped
 
-REGIONS = (ResBlock, SpatialTransformer, TemporalTransformer)
-"""The blocks that a network repeats, each compiled as one graph."""
+
+class Region(nn.Module):
+    """A block that a network repeats, and that compiles as one graph: ``block(x, inputs)``."""
+
+    def operands(self, inputs: Any) -> tuple[Tensor | bool, ...]:
+        """The inputs that it computes with, beside x and the number of frames.
+
+        A tensor's sizes may differ from call to call in its dimensions 0 (batch) and 2 (tokens).
+        """
+        return ()
+
+    def compute(self, x: Tensor, frames: int, *operands: Any) -> Tensor:
+        """x: [b·f, c, h, w]; returns [b·f, c', h, w]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, inputs: Any) -> Tensor:
+        """x: as :meth:`compute` has it; ``inputs.frames`` is f."""
+        return self.compute(x, inputs.frames, *self.operands(inputs))
+
 
 _TOOLS = {
     "cpu": "a C++ compiler, such as g++ or clang, that the variable CXX may name",
@@ -31,33 +48,22 @@ _TOOLS = {
 
 
 def compile_blocks(network: nn.Module, backend: str | Callable[..., Any] = "inductor") -> nn.Module:
-    """Has a network's :data:`REGIONS` compiled when they first compute; returns the network.
+    """Has a network's :class:`Region` blocks compiled when they first compute; returns the network.
+
+    Blocks that compute in parts do so eagerly: how many parts there are depends on the size.
 
     Args:
-        network: a :class:`~modelscope_i2v.networks.stunet.STUNet`.
         backend: of ``torch.compile``, which compiles all of a block or raises its error.
     """
     functions: dict[Hashable, Callable[..., Tensor]] = {}
     for block in network.modules():
-        if isinstance(block, REGIONS):
-            block.forward = Compiled(block, functions, backend)
+        if isinstance(block, Region) and not wrapped(block, Order.COMPILATION):
+            wrap(block, Order.COMPILATION, _Compiled(block, functions, backend))
     return network
 
 
-@contextlib.contextmanager
-def as_written(network: nn.Module) -> Iterator[None]:
-    """Within it, compiled blocks compute as they are written."""
-    compiled = [block for block in network.modules() if isinstance(vars(block).get("forward"), Compiled)]
-    forwards = [vars(block).pop("forward") for block in compiled]
-    try:
-        yield
-    finally:
-        for block, forward in zip(compiled, forwards):
-            block.forward = forward
-
-
-class Compiled:
-    """A block's ``forward`` by a compiled function.
+class _Compiled:
+    """A block by a compiled function.
 
     Args:
         functions: those of the network, by the kind of block; grows as kinds are met.
@@ -66,55 +72,50 @@ class Compiled:
 
     def __init__(
         self,
-        block: nn.Module,
+        block: Region,
         functions: dict[Hashable, Callable[..., Tensor]],
         backend: str | Callable[..., Any],
     ) -> None:
         self.block, self.functions, self.backend = block, functions, backend
+        self._known: tuple[int, Hashable] = -1, None
+        """The block's kind, and how often layers had changed by then."""
 
-    def __call__(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """As the block's own."""
-        kind = _kind(self.block)
+    def __call__(self, forward: Callable[..., Tensor], x: Tensor, inputs: Any) -> Tensor:
+        """As the block's own ``forward``."""
+        kind = self._kind()
+        if kind is None:
+            return forward(x, inputs)
         if kind not in self.functions:
             # PyTorch keeps graphs by code object, eight at most: each kind of block gets a copy of the code.
             run = types.FunctionType(_run.__code__.replace(), _run.__globals__)
             self.functions[kind] = torch.compile(run, fullgraph=True, backend=self.backend)
-        keys = values = None
-        if isinstance(self.block, SpatialTransformer):  # remembered from step to step, which no graph can
-            (transformer,) = self.block.transformer_blocks
-            keys, values = cond.context.keys_values(transformer.attn2)
-            _mark(keys, 0, 2)
-            _mark(values, 0, 2)
-        video = x.unflatten(0, (-1, cond.frames))
+        operands = self.block.operands(inputs)
+        for operand in operands:
+            if isinstance(operand, Tensor):
+                _mark(operand, *range(0, operand.ndim, 2))
+        video = x.unflatten(0, (-1, inputs.frames))
         _mark(video, 0, 1, 3, 4)
-        _mark(cond.embedding, 0)
-        return self.functions[kind](self.block, video, cond.embedding, keys, values, cond.loop)
+        return self.functions[kind](self.block, video, *operands)
+
+    def _kind(self) -> Hashable:
+        """:func:`_kind`, which walks through all weights, once a change."""
+        changes, kind = self._known
+        if changes != wrapping.changes():
+            changes = wrapping.changes()
+            kind = _kind(self.block)
+            self._known = changes, kind  # at once, for other threads
+        return kind
 
 
-class _Attended:
-    """A :class:`~modelscope_i2v.networks.blocks.Context` whose keys and values for one layer are there."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-
-    def __len__(self) -> int:
-        return self.keys.shape[0]
-
-    def keys_values(self, attention: nn.Module) -> tuple[Tensor, Tensor]:
-        return self.keys, self.values
-
-
-def _run(
-    block: nn.Module, video: Tensor, embedding: Tensor, keys: Tensor | None, values: Tensor | None, loop: bool
-) -> Tensor:
+def _run(block: Region, video: Tensor, *operands: Any) -> Tensor:
     """video: [b, f, c, h, w]; returns [b·f, c, h, w]."""
-    context = None if keys is None else _Attended(keys, values)
-    cond = Conditioning(embedding, context, video.shape[1], loop)
-    return type(block).forward(block, video.flatten(0, 1), cond)
+    return block.compute(video.flatten(0, 1), video.shape[1], *operands)
 
 
-def _kind(block: nn.Module) -> Hashable:
-    """What blocks have in common that one graph computes."""
+def _kind(block: Region) -> Hashable:
+    """All that one graph's blocks have in common; None for a block that no graph can compute."""
+    if any(wrapped(module, Order.CHUNKING) for module in block.modules()):
+        return None
     weights = (*block.named_parameters(), *block.named_buffers())
     scales = tuple(module.strength for module in block.modules() if hasattr(module, "strength"))
     return type(block), tuple((name, weight.shape, weight.dtype) for name, weight in weights), scales

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import InputError
-from ..networks.layers import Linear
+from . import wrapping
+from .layers import Linear
 
 QUANTIZATIONS = ("int8",)
 """What the argument ``quantization`` can be, beside None."""
@@ -42,6 +43,7 @@ def quantize(network: nn.Module, quantization: str | None) -> nn.Module:
 
         with torch.inference_mode(False):
             quantize_(network, Int8WeightOnlyConfig(version=2), lambda layer, _: isinstance(layer, Linear))
+        wrapping.changed()
     return network
 
 

@@ -11,10 +11,10 @@ from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.load import AUTOENCODER_UNUSED, CLIP_UNUSED, load_module
 from ..compute import compilation, quantization
 from ..compute.attention import use_kernel
+from ..compute.formats import float32_names, memory_formats
 from ..devices import encoder_dtype, out_of_memory_advice
 from ..encoders.clip import ImageEncoder, TextEncoder
 from ..networks.autoencoder import AutoencoderKL
-from ..networks.layers import float32_names, layouts
 from ..networks.stunet import STUNet
 from ..progress import bar
 from ..spec.runtime import Runtime
@@ -94,7 +94,7 @@ def _read(
                 device=storage,
                 keep_float32=float32_names(network),
                 ignore=(*unused, *getattr(network, "unused", ())),
-                layouts=layouts(network) if laid_out else None,
+                layouts=memory_formats(network) if laid_out else None,
             )
             loading.update()
     return networks

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import embedded
 from ..adapters import load as adapters
 from ..checkpoints.directory import ModelDirectory
+from ..compute.formats import cast
 from ..devices import resolve_device, resolve_dtype
 from ..encoders.clip import ImageEncoder, TextEncoder
 from ..errors import Cancelled, InputError, NumericalError, VideoError
@@ -29,7 +30,6 @@ from ..memory.lock import Lock
 from ..memory.placement import Placement
 from ..memory.tiling import tiled_decode, tiled_encode
 from ..networks.autoencoder import AutoencoderKL
-from ..networks.layers import cast
 from ..networks.stunet import STUNet
 from ..progress import bar
 from ..sampling.first_frame import hold_first_frame
@@ -335,7 +335,7 @@ class VideoGenerator:
         if self.unet.config.fps_embedding:
             wanted["fps"] = torch.full((len(batch),), options.target_fps, device=self.device)
         if self.unet.config.local_image:
-            wanted["picture"] = torch.stack([self._picture(job) for job in batch])
+            wanted["image_latents"] = torch.stack([self._picture(job) for job in batch])
         without = dict(wanted)
         if self.text_encoder is not None:
             texts = [request.text + options.prompt_suffix for request in inputs]
@@ -346,8 +346,8 @@ class VideoGenerator:
         if self.image_encoder is not None:
             pixels = requests.clip_input(family, inputs, self.image_encoder.image_size)
             with self.placement.on_device(self.image_encoder):
-                wanted["image"] = self.image_encoder.encode(pixels)
-            without["image"] = torch.zeros_like(wanted["image"])
+                wanted["image_embeds"] = self.image_encoder.encode(pixels)
+            without["image_embeds"] = torch.zeros_like(wanted["image_embeds"])
         return wanted, without
 
     def _picture(self, job: Job) -> Tensor:
@@ -413,7 +413,9 @@ class VideoGenerator:
         timesteps = inversion_timesteps(min(options.num_inference_steps, reach), reach)
 
         def run(options: Options) -> Tensor:
-            denoise = denoiser(self.unet.conditioned(**negative), schedule, self.family.prediction)
+            prepared = self.unet.prepare(**negative, frames=video.shape[2])
+            predict = functools.partial(self.unet, prepared=prepared)
+            denoise = denoiser(predict, schedule, self.family.prediction)
             latents = video
             with bar(len(timesteps), "Inverting", options.progress) as inverting:
                 for latents in ddim_inversion(denoise, video, schedule, timesteps):  # noqa: B007
@@ -470,7 +472,7 @@ class VideoGenerator:
         solver, speed = SOLVERS.get(options.scheduler, options.scheduler), SPEEDS[options.speed]
         schedule = _schedule(options)
         if options.first_frame == "anchor":
-            picture = positive.get("picture")  # only I2VGen-XL's network has it already
+            picture = positive.get("image_latents")  # only I2VGen-XL's network has it already
             if picture is None:
                 picture = torch.stack([self._picture(job) for job in batch])
             solver = hold_first_frame(solver, picture, start[:, :, 0])
@@ -479,7 +481,8 @@ class VideoGenerator:
 
         def with_guidance(scale: float, options: Options) -> Denoiser:
             predict = guided(
-                functools.partial(self.unet.conditioned, loop=options.loop),
+                self.unet,
+                functools.partial(self.unet.prepare, frames=start.shape[2], loop=options.loop),
                 positive,
                 negative,
                 scale=scale,

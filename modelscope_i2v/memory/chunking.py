@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compute.attention import Attention
-from ..compute.compilation import as_written
+from ..compute import ops
+from ..compute.layers import GroupNorm
+from ..compute.wrapping import Order, wrap, wrapped
 from ..networks.blocks import (
-    Conditioning,
+    Attention,
+    BlockInputs,
     Context,
     Downsample,
     FeedForward,
@@ -31,62 +32,53 @@ from ..networks.blocks import (
     Upsample,
     along_time,
 )
-from ..networks.layers import GroupNorm
 
 Forward = Callable[..., Tensor]
-
-
-class _InParts(functools.partial):
-    """A layer's forward that computes in parts."""
 
 
 @contextlib.contextmanager
 def chunked(network: nn.Module, tokens: int) -> Iterator[nn.Module]:
     """Within it, the network's layers compute in parts; afterwards they are as before.
 
-    Compiled blocks compute as they are written meanwhile: how many parts there are depends on the size.
-    Layers that do so already keep their own parts.
+    Compiled blocks run eagerly meanwhile. Layers that compute in parts already keep their own parts.
 
     Args:
         network: a :class:`~modelscope_i2v.networks.stunet.STUNet`, or a part of one.
         tokens: pixels, over all frames and samples, that a layer computes at a time; a frame, or a row of
             pixels over all frames, is the least that some can.
     """
-    changed = []
-    with as_written(network):
-        try:
-            for module in list(network.modules()):
-                for layer, rule in _rules(module):
-                    before = vars(layer).get("forward")
-                    if isinstance(before, _InParts):
-                        continue
-                    # A forward of the instance's own hides the class's; hooks stay in force.
-                    changed.append((layer, before))
-                    layer.forward = _InParts(rule, layer, layer.forward, tokens)
-            yield network
-        finally:
-            for layer, before in reversed(changed):
-                if before is None:
-                    del layer.forward
-                else:
-                    layer.forward = before
+    wraps = []
+    try:
+        for module in list(network.modules()):
+            for layer, rule in _rules(module, tokens):
+                if not wrapped(layer, Order.CHUNKING):
+                    wraps.append(wrap(layer, Order.CHUNKING, rule))
+        yield network
+    finally:
+        for each in wraps:
+            each.remove()
 
 
-def _rules(module: nn.Module) -> Iterable[tuple[nn.Module, Forward]]:
+def _rules(module: nn.Module, tokens: int) -> Iterable[tuple[nn.Module, Callable[..., Tensor]]]:
     """The layers in a module that work in parts, each with how; its parts' own rules apply within."""
     if isinstance(module, ResBlock):
-        return [(part, _frames) for part in (module.in_layers, module.out_layers, module.skip_connection)]
+        frames = functools.partial(_frames, tokens)
+        return [(part, frames) for part in (module.in_layers, module.out_layers, module.skip_connection)]
     if isinstance(module, TemporalConv):
-        return [(part, _groups) for part in (module.conv1, module.conv2, module.conv3, module.conv4)]
+        stages = (module.conv1, module.conv2, module.conv3, module.conv4)
+        return [(stage, functools.partial(_groups, tokens, stage)) for stage in stages]
+    if isinstance(module, TemporalTransformer):
+        rows = _Rows(tokens, module.norm)
+        return [(module, rows.transformer), (module.norm, rows.normalised)]
     rules = {
         InputConv: _frames,
         Downsample: _frames,
         Upsample: _frames,
         SpatialTransformer: _samples,
-        TemporalTransformer: _rows,
         FeedForward: _tokens,
     }
-    return [(module, rules[type(module)])] if type(module) in rules else []
+    rule = rules.get(type(module))
+    return [] if rule is None else [(module, functools.partial(rule, tokens))]
 
 
 def _written(parts: Iterable[Tensor], x: Tensor, dim: int) -> Tensor:
@@ -107,7 +99,7 @@ def _written(parts: Iterable[Tensor], x: Tensor, dim: int) -> Tensor:
     return whole
 
 
-def _frames(layer: nn.Module, forward: Forward, tokens: int, x: Tensor, *rest: object) -> Tensor:
+def _frames(tokens: int, forward: Forward, x: Tensor, *rest: object) -> Tensor:
     """x: [b·f, c, h, w]."""
     count = max(tokens // x.shape[2:].numel(), 1)
     return _written((forward(part, *rest) for part in x.split(count)), x, 0)
@@ -127,29 +119,40 @@ class _OneSample(NamedTuple):
         return tuple(values[own] for values in self.context.keys_values(attention))
 
 
-def _samples(layer: nn.Module, forward: Forward, tokens: int, x: Tensor, cond: Conditioning) -> Tensor:
+def _samples(tokens: int, forward: Forward, x: Tensor, inputs: BlockInputs) -> Tensor:
     """x: [b·f, c, h, w]; frames of one sample share a context."""
     count = max(tokens // x.shape[2:].numel(), 1)
 
     def parts() -> Iterator[Tensor]:
-        for index, sample in enumerate(x.chunk(len(cond.context))):
-            own = cond._replace(context=_OneSample(cond.context, index))
+        for index, sample in enumerate(x.chunk(len(inputs.context))):
+            own = inputs._replace(context=_OneSample(inputs.context, index))
             for part in sample.split(count):
                 yield forward(part, own)
 
     return _written(parts(), x, 0)
 
 
-def _rows(layer: TemporalTransformer, forward: Forward, tokens: int, x: Tensor, cond: Conditioning) -> Tensor:
-    """x: [b·f, c, h, w]."""
-    count = max(tokens // (len(x) * x.shape[3]), 1)
-    if count >= x.shape[2]:
-        return forward(x, cond)
-    layer.norm.forward = functools.partial(_normalised, layer.norm, *_statistics(layer.norm, x, cond.frames))
-    try:
-        return _written((forward(part, cond) for part in x.split(count, dim=2)), x, 2)
-    finally:
-        del layer.norm.forward
+class _Rows:
+    """A temporal transformer by rows of pixels, after its norm's statistics of all of them."""
+
+    def __init__(self, tokens: int, norm: GroupNorm) -> None:
+        self.tokens, self.norm = tokens, norm
+        self.statistics: tuple[Tensor, Tensor] | None = None
+
+    def transformer(self, forward: Forward, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """x: [b·f, c, h, w]."""
+        count = max(self.tokens // (len(x) * x.shape[3]), 1)
+        if count >= x.shape[2]:
+            return forward(x, inputs)
+        self.statistics = _statistics(self.norm, x, inputs.frames)
+        try:
+            return _written((forward(part, inputs) for part in x.split(count, dim=2)), x, 2)
+        finally:
+            self.statistics = None
+
+    def normalised(self, forward: Forward, x: Tensor) -> Tensor:
+        """x: [b, c, f, n]."""
+        return forward(x) if self.statistics is None else _normalised(self.norm, *self.statistics, x)
 
 
 def _statistics(norm: GroupNorm, x: Tensor, frames: int) -> tuple[Tensor, Tensor]:
@@ -172,8 +175,8 @@ def _normalised(norm: GroupNorm, mean: Tensor, variance: Tensor, x: Tensor) -> T
     return groups.flatten(1, 2) * norm.weight.view(channels) + norm.bias.view(channels)
 
 
-def _groups(stage: nn.Sequential, forward: Forward, tokens: int, x: Tensor) -> Tensor:
-    """A norm, an activation and a convolution; x: [b, c, f, n]."""
+def _groups(tokens: int, stage: nn.Sequential, forward: Forward, x: Tensor) -> Tensor:
+    """A norm with its activation, and a convolution; x: [b, c, f, n]."""
     norm, between, conv = stage[0], stage[1:-1], stage[-1]
     positions = x.numel() // x.shape[1]
     count = max(norm.num_groups * tokens // positions, 1)
@@ -184,14 +187,14 @@ def _groups(stage: nn.Sequential, forward: Forward, tokens: int, x: Tensor) -> T
     def parts() -> Iterator[Tensor]:
         for first in range(0, norm.num_channels, count * each):
             own = slice(first, first + count * each)
-            part = x[:, own].to(norm.weight.dtype)
-            part = F.group_norm(part, part.shape[1] // each, norm.weight[own], norm.bias[own], norm.eps)
+            groups = x[:, own].shape[1] // each
+            part = ops.group_norm(x[:, own], groups, norm.weight[own], norm.bias[own], norm.eps, norm.silu)
             yield between(part).to(conv.weight.dtype)
 
     return conv(_written(parts(), x, 1))
 
 
-def _tokens(layer: FeedForward, forward: Forward, tokens: int, x: Tensor) -> Tensor:
+def _tokens(tokens: int, forward: Forward, x: Tensor) -> Tensor:
     """x: [n, tokens, dim]."""
     rows = x.flatten(0, 1).unsqueeze(0)
     return _written((forward(part) for part in rows.split(tokens, dim=1)), rows, 1).view(x.shape)

@@ -22,11 +22,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..compute.formats import cast
 from ..compute.quantization import quantize, stored
 from ..devices import encoder_dtype, free_memory
 from ..encoders.clip import ImageEncoder, TextEncoder
 from ..networks.autoencoder import AutoencoderKL
-from ..networks.layers import cast
 from ..networks.stunet import STUNet
 from ..spec.families import Family
 from ..spec.network import AutoencoderConfig, CLIPConfig, STUNetConfig
@@ -267,15 +267,15 @@ def denoising(
     if not config.image_tokens or config.local_image:
         conditions["text"] = _meta(batch, 77, config.context_dim)
     if config.image_tokens:
-        conditions["image"] = _meta(batch, 1, config.image_dim)
+        conditions["image_embeds"] = _meta(batch, 1, config.image_dim)
     if config.fps_embedding:
         conditions["fps"] = _meta(batch)
     if config.local_image:
-        conditions["picture"] = _meta(batch, 4, height, width)
+        conditions["image_latents"] = _meta(batch, 4, height, width)
     latents, timesteps = _meta(batch, config.in_dim, frames, height, width), _meta(batch)
     parts = contextlib.nullcontext() if chunk is None else chunked(unet, chunk)
     with _counting, parts:
-        return _counted(lambda: unet(latents, timesteps, **conditions), unet)
+        return _counted(lambda: unet(latents, timesteps, unet.prepare(**conditions, frames=frames)), unet)
 
 
 @functools.lru_cache(maxsize=64)

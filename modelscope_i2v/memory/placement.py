@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..compute.quantization import stored
+from ..compute.wrapping import Order, wrap
 from ..networks.blocks import Stage
 from ..networks.stunet import STUNet
 from ..spec.options import Options
@@ -205,20 +207,18 @@ class Stream:
 
     @contextlib.contextmanager
     def over(self, blocks: list[nn.Module]) -> Iterator[None]:
-        """Within it, calling any layer of a block has the block's weights on the device."""
+        """Within it, calling a block has its weights on the device."""
         packed = [self._pack(block) for block in blocks]
         turns = _Turns(packed, _copies(self.device))
-        hooks = [
-            layer.register_forward_pre_hook(lambda *_, index=index: turns.enter(index))
+        wraps = [
+            wrap(block, Order.STREAMING, functools.partial(turns.compute, index))
             for index, block in enumerate(blocks)
-            for layer in block.modules()
-            if next(_tensors(layer, recurse=False), None) is not None
         ]
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            for each in wraps:
+                each.remove()
             turns.end()
 
     @torch.inference_mode(False)
@@ -270,6 +270,11 @@ class _Turns:
         """A block on its way, the piece that it goes to, and when it is there."""
         self.present: tuple[int, int] | None = None
         """The block that computes, and its piece."""
+
+    def compute(self, index: int, forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """What the block of that number makes of its inputs."""
+        self.enter(index)
+        return forward(*inputs)
 
     @torch.inference_mode(False)
     def enter(self, index: int) -> None:

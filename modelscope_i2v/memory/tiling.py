@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute.layers import GroupNorm
 from ..networks.autoencoder import AutoencoderKL, Level, Posterior, ResnetBlock
-from ..networks.layers import GroupNorm
 
 GROUPS = 32
 """Of every norm in the autoencoder."""
@@ -194,7 +194,7 @@ def tiled_encode(autoencoder: AutoencoderKL, pixels: Tensor, tile: int | None) -
     for level in encoder.down:
         x = run.level(level, x)
     h = encoder.mid(x.values.to(device))
-    moments = autoencoder.quant_conv(encoder.conv_out(F.silu(encoder.norm_out(h))))
+    moments = autoencoder.quant_conv(encoder.conv_out(encoder.norm_out(h)))
     mean, logvar = moments.float().chunk(2, dim=1)
     return Posterior(mean, logvar.clamp(-30.0, 20.0))
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compute.attention import sdpa
+from ..compute import ops
+from ..compute.layers import Conv2d, GroupNorm
 from ..spec.network import AutoencoderConfig
-from .layers import Conv2d, GroupNorm
 
 
 class Posterior(NamedTuple):
@@ -29,16 +29,16 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(channels, eps=1e-6)
+        self.norm1 = GroupNorm(channels, eps=1e-6, silu=True)
         self.conv1 = Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNorm(out_channels, eps=1e-6)
+        self.norm2 = GroupNorm(out_channels, eps=1e-6, silu=True)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -57,7 +57,7 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         # A GPU's fused kernels take no other order of memory, and the plain one makes all scores.
         q, k, v = (conv(h).flatten(2).transpose(1, 2).contiguous() for conv in (self.q, self.k, self.v))
-        h = sdpa(*(part.unsqueeze(1) for part in (q, k, v))).squeeze(1)
+        h = ops.attention(*(part.unsqueeze(1) for part in (q, k, v)), "sdpa").squeeze(1)
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[-2:]))
 
 
@@ -130,14 +130,14 @@ class Encoder(nn.Module):
         for level in self.down[:-1]:
             level.downsample = Downsample(level.block[-1].conv2.out_channels)
         self.mid = Middle(channels)
-        self.norm_out = GroupNorm(channels, eps=1e-6)
+        self.norm_out = GroupNorm(channels, eps=1e-6, silu=True)
         self.conv_out = Conv2d(channels, 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(self.norm_out(self.mid(x)))
 
 
 class Decoder(nn.Module):
@@ -156,14 +156,14 @@ class Decoder(nn.Module):
         for level in levels[:-1]:
             level.upsample = Upsample(level.block[-1].conv2.out_channels)
         self.up = nn.ModuleList(reversed(levels))  # the files count from the largest resolution
-        self.norm_out = GroupNorm(channels, eps=1e-6)
+        self.norm_out = GroupNorm(channels, eps=1e-6, silu=True)
         self.conv_out = Conv2d(channels, config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x))
 
 
 class AutoencoderKL(nn.Module):

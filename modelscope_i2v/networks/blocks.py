@@ -1,7 +1,7 @@
-"""The building blocks of the ST-UNet. All share one call: ``block(x, cond)``.
+"""The building blocks of the ST-UNet. All share one call: ``block(x, inputs)``.
 
 ``x`` is a video whose frames are folded into the batch, [b·f, c, h, w], channels-last in memory. So the
-tokens of a frame and, for temporal layers, the frames of each pixel (:func:`along_time`) are views of it,
+tokens of a frame and, for temporal layers, the frames of each pixel (``along_time``) are views of it,
 not copies. Attribute names are the ones in the checkpoint files.
 """
 
@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compute.attention import Attention
-from .layers import Conv2d, FrameConv, GroupNorm, LayerNorm, Linear, Pointwise
+from ..compute import ops
+from ..compute.compilation import Region
+from ..compute.layers import Conv2d, FrameConv, GroupNorm, LayerNorm, Linear, Pointwise
+from ..compute.views import along_time, by_frames
 
 
 class Context:
-    """What the spatial layers attend to, [b, tokens, context_dim].
+    """The tokens that the spatial layers attend to, [b, tokens, context_dim].
 
-    Without gradients each layer's keys and values of it are computed once, and kept as long as this object.
+    Without gradients each layer's keys and values of them are computed once, and kept as long as this object.
     """
 
     def __init__(self, tokens: Tensor) -> None:
@@ -31,7 +33,7 @@ class Context:
         return len(self.tokens)
 
     def keys_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
-        """Of the tokens, as that layer projects them."""
+        """The tokens as that layer projects them."""
         if torch.is_grad_enabled():
             return attention.keys_values(self.tokens)
         if attention not in self._kept:
@@ -39,8 +41,8 @@ class Context:
         return self._kept[attention]
 
 
-class Conditioning(NamedTuple):
-    """What every block is told beside its input; once a sample, not once a frame."""
+class BlockInputs(NamedTuple):
+    """The inputs that all blocks share."""
 
     embedding: Tensor
     """Time (and fps) embedding [b, embedding_dim], after the activation that all blocks begin with."""
@@ -51,39 +53,19 @@ class Conditioning(NamedTuple):
     """The first frame follows the last."""
 
 
-def unfold(x: Tensor, frames: int) -> Tensor:
-    """[b·f, c, h, w] → [b, c, f, h, w]."""
-    return x.unflatten(0, (-1, frames)).transpose(1, 2)
-
-
-def fold(x: Tensor) -> Tensor:
-    """[b, c, f, h, w] → [b·f, c, h, w]."""
-    return x.transpose(1, 2).flatten(0, 1)
-
-
-def along_time(x: Tensor, frames: int) -> Tensor:
-    """[b·f, c, h, w] → [b, c, f, h·w]; both channels-last in memory, so that none is copied."""
-    return unfold(x.flatten(2), frames)
-
-
-def by_frames(x: Tensor, height: int, width: int) -> Tensor:
-    """The way back: [b, c, f, h·w] → [b·f, c, h, w]."""
-    return fold(x).unflatten(2, (height, width))
-
-
 class Stage(nn.ModuleList):
     """Blocks, one after the other."""
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         for block in self:
-            x = block(x, cond)
+            x = block(x, inputs)
         return x
 
 
 class InputConv(Conv2d):
     """The first convolution: latents → features."""
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         return super().forward(x)
 
 
@@ -94,7 +76,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = Conv2d(channels, channels, 3, stride=2, padding=(2, 1) if extra_rows else 1)
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         return self.op(x)
 
 
@@ -106,9 +88,14 @@ class Upsample(nn.Module):
         self.extra_rows = extra_rows
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         return self.conv(x[..., 1:-1, :] if self.extra_rows else x)
+
+
+def norm_silu(channels: int) -> tuple[nn.Module, nn.Module]:
+    """A norm with its activation, which the files count as a layer of its own."""
+    return GroupNorm(channels, silu=True), nn.Identity()
 
 
 class TemporalConv(nn.Module):
@@ -116,15 +103,11 @@ class TemporalConv(nn.Module):
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
-
-        def conv(*before: nn.Module) -> nn.Sequential:
-            kernel = FrameConv(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-            return nn.Sequential(GroupNorm(channels), nn.SiLU(), *before, kernel)
-
-        self.conv1 = conv()
-        self.conv2 = conv(nn.Dropout(dropout))
-        self.conv3 = conv(nn.Dropout(dropout))
-        self.conv4 = conv(nn.Dropout(dropout))
+        self.conv1 = nn.Sequential(*norm_silu(channels), FrameConv(channels, channels))
+        self.conv2, self.conv3, self.conv4 = (
+            nn.Sequential(*norm_silu(channels), nn.Dropout(dropout), FrameConv(channels, channels))
+            for _ in range(3)
+        )
 
     def forward(self, x: Tensor, loop: bool = False) -> Tensor:
         """x: [b, c, f, n]; returns the same shape. ``loop``: the first frame follows the last."""
@@ -143,32 +126,66 @@ def _around(stage: nn.Sequential, x: Tensor) -> Tensor:
     return stage[-1](torch.cat([h[:, :, -1:], h, h[:, :, :1]], dim=2))[:, :, 1:-1]
 
 
-class ResBlock(nn.Module):
+class ResBlock(Region):
     """A residual block on each frame, then a temporal convolution over all of them."""
 
     def __init__(self, channels: int, out_channels: int, embedding_dim: int, dropout: float) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(
-            GroupNorm(channels), nn.SiLU(), Conv2d(channels, out_channels, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(*norm_silu(channels), Conv2d(channels, out_channels, 3, padding=1))
         # The activation is the same for all blocks, so it is not computed here; the files count it.
         self.emb_layers = nn.Sequential(nn.Identity(), Linear(embedding_dim, out_channels))
         self.out_layers = nn.Sequential(
-            GroupNorm(out_channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            Conv2d(out_channels, out_channels, 3, padding=1),
+            *norm_silu(out_channels), nn.Dropout(dropout), Conv2d(out_channels, out_channels, 3, padding=1)
         )
         self.skip_connection = (
             nn.Identity() if channels == out_channels else Conv2d(channels, out_channels, 1)
         )
         self.temopral_conv = TemporalConv(out_channels, dropout)  # spelled as in the files
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        embedding = self.emb_layers(cond.embedding).repeat_interleave(cond.frames, dim=0)
+    def operands(self, inputs: BlockInputs) -> tuple[Tensor, bool]:
+        return inputs.embedding, inputs.loop
+
+    def compute(self, x: Tensor, frames: int, embedding: Tensor, loop: bool) -> Tensor:
+        embedding = self.emb_layers(embedding).repeat_interleave(frames, dim=0)
         h = self.in_layers(x) + embedding[..., None, None]
         h = self.skip_connection(x) + self.out_layers(h)
-        return by_frames(self.temopral_conv(along_time(h, cond.frames), cond.loop), *h.shape[2:])
+        return by_frames(self.temopral_conv(along_time(h, frames), loop), *h.shape[2:])
+
+
+class Attention(nn.Module):
+    """Multi-head attention, over the input itself or over a context.
+
+    Vaswani et al., "Attention Is All You Need" (arXiv:1706.03762).
+    """
+
+    kernel = "auto"
+    """One of :data:`modelscope_i2v.compute.attention.KERNELS`."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads = heads
+        self.to_q = Linear(dim, inner, bias=False)
+        self.to_k = Linear(context_dim, inner, bias=False)
+        self.to_v = Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, dim))
+
+    def forward(self, x: Tensor, keys: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+        """x: [b, n, dim]; keys and values as :meth:`keys_values` has them, of x itself if None.
+
+        Returns [b, n, dim].
+        """
+        x = x.to(self.to_q.weight.dtype)
+        q = self._heads(self.to_q(x))
+        k, v = self.keys_values(x) if keys is None else (keys, values)
+        return self.to_out(ops.attention(q, k, v, self.kernel).transpose(1, 2).flatten(2))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a context [b, m, context_dim]: each [b, heads, m, head_dim]."""
+        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class GEGLU(nn.Module):
@@ -179,15 +196,11 @@ class GEGLU(nn.Module):
         self.proj = Linear(dim, 2 * out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return ops.geglu(self.proj(x))
 
 
 class FeedForward(nn.Module):
     """GEGLU to four times the width and back."""
-
-    rows = 1024
-    """Tokens that a CPU takes at a time, so that what is between the layers stays in its caches."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -195,10 +208,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, tokens, dim]; returns the same shape."""
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.net(x)
-        parts = x.flatten(0, 1).split(self.rows)
-        return torch.cat([self.net(part) for part in parts]).view(x.shape)
+        return ops.per_token(self.net, x)
 
 
 class TransformerBlock(nn.Module):
@@ -213,20 +223,19 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.norm3 = LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """x: [n, tokens, dim]; the context's b divides n, or None."""
+    def forward(self, x: Tensor, keys: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+        """x: [n, tokens, dim]; keys and values of a context whose b divides n, or None."""
         x = x + self.attn1(self.norm1(x))
-        if context is None:
+        if keys is None:
             x = x + self.attn2(self.norm2(x))
         else:  # all frames of a sample look at one context: their tokens stand in one row
             n = len(x)
-            queries = self.norm2(x).reshape(len(context), -1, x.shape[-1])
-            out = self.attn2(queries, *context.keys_values(self.attn2))
-            x = x + out.reshape(n, -1, x.shape[-1])
+            queries = self.norm2(x).reshape(len(keys), -1, x.shape[-1])
+            x = x + self.attn2(queries, keys, values).reshape(n, -1, x.shape[-1])
         return x + self.ff(self.norm3(x))
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Region):
     """A transformer over the pixels of each frame, with attention to the context."""
 
     def __init__(self, channels: int, head_dim: int, context_dim: int) -> None:
@@ -239,15 +248,17 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Linear(heads * head_dim, channels)
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def operands(self, inputs: BlockInputs) -> tuple[Tensor, ...]:
+        return inputs.context.keys_values(self.transformer_blocks[0].attn2)
+
+    def compute(self, x: Tensor, frames: int, keys: Tensor, values: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2)).float()  # [b·f, h·w, c]
-        for block in self.transformer_blocks:
-            tokens = block(tokens, cond.context)
+        tokens = self.transformer_blocks[0](tokens, keys, values)
         return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width))
 
 
-class TemporalTransformer(nn.Module):
+class TemporalTransformer(Region):
     """A transformer over the frames of each pixel; both of its attentions are to the frames."""
 
     def __init__(self, channels: int, heads: int, head_dim: int) -> None:
@@ -257,11 +268,10 @@ class TemporalTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(heads * head_dim, heads, head_dim)])
         self.proj_out = Pointwise(heads * head_dim, channels)
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        video = along_time(x, cond.frames)
+    def compute(self, x: Tensor, frames: int) -> Tensor:
+        video = along_time(x, frames)
         rows = self.proj_in(self.norm(video).permute(0, 2, 3, 1))  # [b, f, n, c]
         tokens = rows.transpose(1, 2).flatten(0, 1).float()  # [b·n, f, c]
-        for block in self.transformer_blocks:
-            tokens = block(tokens)
+        tokens = self.transformer_blocks[0](tokens)
         out = self.proj_out(tokens).unflatten(0, (len(video), -1))  # [b, n, f, c]
         return by_frames(video + out.permute(0, 3, 2, 1), *x.shape[2:])

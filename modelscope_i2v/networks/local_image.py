@@ -1,23 +1,25 @@
-"""What I2VGen-XL makes of its picture's latent: tokens to attend to, and channels beside the noise."""
+"""I2VGen-XL's image as the network sees it: tokens to attend to, and channels with the noisy latents."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
-from ..compute.attention import in_launches, sdpa
-from .blocks import fold, unfold
-from .layers import Conv2d, LayerNorm, Linear
+from ..compute import ops
+from ..compute.layers import Conv2d, LayerNorm, Linear
+from ..compute.views import fold, unfold
 
 CHANNELS = 4
-"""Channels of the picture's latent, and of what is concatenated to the noisy latents."""
+"""Channels of the image's latents, and of those that are concatenated to the noisy ones."""
 
 HEADS, HEAD_DIM = 2, 4
 """Of the temporal encoder."""
 
 
 def local_tokens(context_dim: int) -> nn.Sequential:
-    """A small net from a picture's latent [b, 4, h, w] to a grid of tokens [b, context_dim, 8, 8]."""
+    """A small net from an image's latents [b, 4, h, w] to a grid of tokens [b, context_dim, 8, 8]."""
     return nn.Sequential(
         Conv2d(CHANNELS, 32, 3, padding=1),
         nn.SiLU(),
@@ -50,31 +52,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, f, 4]; returns the same shape."""
         q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, HEAD_DIM)).permute(2, 0, 3, 1, 4)
-        return self.to_out(in_launches(sdpa, q, k, v).transpose(1, 2).flatten(2))
-
-
-class PreNorm(nn.Module):
-    """A layer norm in front of attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = LayerNorm(CHANNELS)
-        self.fn = Attention()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(self.norm(x))
-
-
-class FeedForward(nn.Module):
-    """To four times the width and back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        first = nn.Sequential(Linear(CHANNELS, 4 * CHANNELS), nn.GELU())
-        self.net = nn.Sequential(first, nn.Identity(), Linear(4 * CHANNELS, CHANNELS))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        return self.to_out(ops.attention(q, k, v, "sdpa").transpose(1, 2).flatten(2))
 
 
 class TemporalEncoder(nn.Module):
@@ -82,7 +60,11 @@ class TemporalEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.ModuleList([PreNorm(), FeedForward()])])
+        attention = nn.Sequential(OrderedDict(norm=LayerNorm(CHANNELS), fn=Attention()))
+        wider = nn.Sequential(Linear(CHANNELS, 4 * CHANNELS), nn.GELU())
+        net = nn.Sequential(wider, nn.Identity(), Linear(4 * CHANNELS, CHANNELS))
+        feed_forward = nn.Sequential(OrderedDict(net=net))
+        self.layers = nn.ModuleList([nn.ModuleList([attention, feed_forward])])
 
     def forward(self, video: Tensor) -> Tensor:
         """video: [b, 4, f, h, w]; returns the same shape."""
@@ -94,28 +76,29 @@ class TemporalEncoder(nn.Module):
         return x.unflatten(0, (b, h, w)).permute(0, 4, 3, 1, 2)
 
 
-def over_time(picture: Tensor, frames: int, loop: bool = False) -> Tensor:
-    """A picture's latent [b, 4, h, w] as a video [b, 4, f, h, w]: the picture, then planes that count.
-
-    Behind the picture, frame i of f is (i - 1) / (f - 1) in every channel, which is all that the
-    weights were ever shown there. In a loop they count how far the picture is in either direction.
-    """
-    if frames == 1:
-        return picture.unsqueeze(2)
-    count = torch.arange(1, frames, device=picture.device, dtype=picture.dtype)
-    if loop:
-        count = torch.minimum(count, frames - count)
-    count = count / (frames - 1)
-    planes = count.view(1, 1, -1, 1, 1).expand(*picture.shape[:2], -1, *picture.shape[2:])
-    return torch.cat([picture.unsqueeze(2), planes], dim=2)
-
-
-def concatenated(
-    net: nn.Module, encoder: TemporalEncoder, picture: Tensor, frames: int, loop: bool = False
+def over_time(
+    image_latents: Tensor, frames: int, loop: bool = False, offset: int = 0, total: int | None = None
 ) -> Tensor:
-    """The channels beside the noisy latents [b, 4, f, h, w].
+    """An image's latents [b, 4, h, w] as a video [b, 4, f, h, w]: the image, then planes that count.
+
+    Frame i of n, from 0, is i / (n - 1) in every channel, which is all that the weights were ever shown
+    after the image. In a loop the planes count how far the image is in either direction.
+
+    Args:
+        frames: f.
+        offset, total: the f frames are those from ``offset`` on of a video of n = ``total``, in a loop
+            round and round; by default they are the whole.
+    """
+    total = frames if total is None else total
+    index = torch.arange(offset, offset + frames, device=image_latents.device, dtype=image_latents.dtype)
+    index = (index % total).view(1, 1, -1, 1, 1)
+    count = torch.minimum(index, total - index) if loop else index
+    return torch.where(index == 0, image_latents.unsqueeze(2), count / max(total - 1, 1))
+
+
+def concatenated(net: nn.Module, encoder: TemporalEncoder, video: Tensor) -> Tensor:
+    """The channels that are concatenated to the noisy latents, of a video of :func:`over_time`, and as large.
 
     The original adds them twice, and the weights were trained so.
     """
-    video = over_time(picture, frames, loop)
-    return 2 * encoder(unfold(net(fold(video)), frames))
+    return 2 * encoder(unfold(net(fold(video)), video.shape[2]))

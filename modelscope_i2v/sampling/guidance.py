@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def guided(
-    conditioned: Callable[..., Predict],
-    positive: Mapping[str, Tensor],
-    negative: Mapping[str, Tensor],
+    network: Callable[..., Tensor],
+    prepare: Callable[..., Any],
+    conditional: Mapping[str, Tensor],
+    unconditional: Mapping[str, Tensor],
     *,
     scale: float,
     rescale: float = 0.0,
@@ -26,31 +28,33 @@ def guided(
     """Classifier-free guidance: Ho and Salimans (arXiv:2207.12598).
 
     Args:
-        conditioned: gives the network for conditions: ``conditioned(**conditions)(latents, timesteps)``.
-        positive, negative: the conditions with and without the wish, each tensor [b, …].
+        network, prepare: ``network(latents, timesteps, prepare(**conditions))`` is its output; conditions
+            are prepared once.
+        conditional, unconditional: the conditions of both branches, each tensor [b, …].
         scale: 1 leaves the unconditional branch out.
         rescale: 0 to 1, how far the result's spread goes back to the conditional branch's, against
             overexposure: Lin et al. (arXiv:2305.08891), section 3.4.
         one_batch: both branches in one call, or one after the other with less memory.
     """
     if scale == 1:
-        return conditioned(**positive)
+        prepared = prepare(**conditional)
+        return lambda x, t: network(x, t, prepared)
     if one_batch:
-        both = conditioned(**{name: torch.cat([negative[name], positive[name]]) for name in positive})
+        both = prepare(**{name: torch.cat([unconditional[name], conditional[name]]) for name in conditional})
 
         def branches(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-            return both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
+            return network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
     else:
-        apart = conditioned(**negative), conditioned(**positive)
+        apart = prepare(**unconditional), prepare(**conditional)
 
         def branches(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-            return tuple(branch(x, t) for branch in apart)
+            return tuple(network(x, t, prepared) for prepared in apart)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        without, wanted = branches(x, t)
-        out = without + scale * (wanted - without)
+        without, with_conditions = branches(x, t)
+        out = without + scale * (with_conditions - without)
         if rescale:
-            ratio = wanted.flatten(1).std(dim=1) / (out.flatten(1).std(dim=1) + 1e-12)
+            ratio = with_conditions.flatten(1).std(dim=1) / (out.flatten(1).std(dim=1) + 1e-12)
             factor = rescale * ratio + (1 - rescale)
             out = out * factor.view(-1, *[1] * (out.ndim - 1))
         return out

@@ -165,11 +165,11 @@ class Batches:
         if family.reads_text:
             conditions["text"] = self.data.states(shard.captions[rows])
         if family.reads_image:
-            conditions["image"] = torch.from_numpy(read.image).float().unsqueeze(1)
+            conditions["image_embeds"] = torch.from_numpy(read.image).float().unsqueeze(1)
         if family.unet.fps_embedding:
             conditions["fps"] = torch.from_numpy(shard.fps[rows]) / self.stride
         if family.unet.local_image:
-            conditions["picture"] = latents[:, :, 0]
+            conditions["image_latents"] = latents[:, :, 0]
         return Batch(latents, clips(read.source) if family.takes_video else None, conditions)
 
     def unconditional(self, text: str) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ class Batches:
                 raise InputError(f"dropped_text is {text!r}, of which {self.data.path} has no text states.")
             conditions["text"] = self.data.states([self.data.captions.index(text)])
         if self.family.reads_image:
-            conditions["image"] = torch.zeros(1, 1, self.clips[0].image_width)
+            conditions["image_embeds"] = torch.zeros(1, 1, self.clips[0].image_width)
         return conditions
 
 

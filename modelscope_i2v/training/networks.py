@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoints.tensors import read_tensors, select
+from ..compute.wrapping import Order, wrap
 from ..errors import InputError
 from ..networks.blocks import ResBlock, SpatialTransformer, TemporalConv, TemporalTransformer
 from ..networks.stunet import STUNet
@@ -66,7 +67,20 @@ def own(network: STUNet) -> STUNet:
 def checkpointed(network: STUNet) -> None:
     """Has the U-Net's stages keep only their input for the backward pass, and compute the rest again."""
     for stage in (*network.input_blocks, network.middle_block, *network.output_blocks):
-        stage.forward = functools.partial(checkpoint, stage.forward, use_reentrant=False)
+        wrap(stage, Order.CHECKPOINTING, functools.partial(checkpoint, use_reentrant=False))
+
+
+class InOneCall(nn.Module):
+    """A U-Net that prepares its conditions at every call, whose gradients then reach all weights."""
+
+    def __init__(self, unet: STUNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, latents: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
+        """As :meth:`STUNet.forward`; ``conditions`` are :meth:`STUNet.prepare`'s."""
+        prepared = self.unet.prepare(**conditions, frames=latents.shape[2])
+        return self.unet(latents, timesteps, prepared)
 
 
 class Average:

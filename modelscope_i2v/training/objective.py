@@ -144,7 +144,7 @@ def loss(unet: Callable[..., Tensor], noised: Noised, conditions: Mapping[str, T
 
     Args:
         unet: called as ``unet(latents, timesteps, **conditions)``.
-        conditions: the network's inputs beside latents and timesteps, each [b, …].
+        conditions: each [b, …].
     """
     predicted = unet(noised.latents, noised.timesteps, **conditions)
     return noised.weight * (predicted.float() - noised.target).square().flatten(1).mean(dim=1)

@@ -22,12 +22,12 @@ from ..checkpoints.directory import ModelDirectory
 from ..checkpoints.hub import fetch
 from ..checkpoints.load import load_module
 from ..compute.attention import use_kernel
+from ..compute.formats import channels_last
 from ..data.encode import Encoders
 from ..data.folder import Entry
 from ..errors import CheckpointError, InputError, NumericalError, OutputError, VideoError
 from ..files import hold_lock, reason
 from ..memory.allocator import kept_memory
-from ..networks.layers import channels_last
 from ..networks.stunet import STUNet
 from . import snapshot
 from .batches import Batch, Batches
@@ -35,7 +35,7 @@ from .config import TrainConfig
 from .curves import Board, CurveFile, draw
 from .data import open_data
 from .machine import Machine
-from .networks import Average, checkpointed, own, started, take_over
+from .networks import Average, InOneCall, checkpointed, own, started, take_over
 from .objective import Noised, Objective, loss
 from .optimizers import optimizers
 from .previews import Sampler
@@ -116,7 +116,7 @@ class Trainer:
         self.optimizers = optimizers(config, self.unet)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
         self.sampler = self._sampler()
-        self.parallel = self.machine.parallel(self.unet)
+        self.parallel = self.machine.parallel(InOneCall(self.unet))
         self.compute = torch.compile(self._loss, dynamic=False) if config.compile else self._loss
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, float]] = []

@@ -51,11 +51,11 @@ def inputs() -> Callable[[STUNet], dict[str, Tensor]]:
         if not config.image_tokens or config.local_image:
             given["text"] = random(1, 77, config.context_dim)
         if config.image_tokens:
-            given["image"] = random(1, 1, WIDTH)
+            given["image_embeds"] = random(1, 1, WIDTH)
         if config.fps_embedding:
             given["fps"] = torch.tensor([8])
         if config.local_image:
-            given["picture"] = random(1, 4, 8, 8)
+            given["image_latents"] = random(1, 4, 8, 8)
         return given
 
     return of

@@ -17,6 +17,7 @@ from diffusers.loaders.peft import PeftAdapterMixin
 from oracle.compare import relative_rms
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
+from small_unet import predicted
 from torch import Tensor, nn
 
 from modelscope_i2v.adapters.load import load_lora, loras, unload_lora
@@ -83,7 +84,9 @@ def both(our: STUNet, their: nn.Module) -> tuple[Tensor, Tensor]:
     )
     times, fps = torch.tensor([400]), torch.tensor([8])
     if not our.config.local_image:
-        return our(latents, times, text=text), their(latents, times, encoder_hidden_states=text).sample
+        return predicted(our, latents, times, text=text), their(
+            latents, times, encoder_hidden_states=text
+        ).sample
     expected = their(
         latents,
         times,
@@ -92,7 +95,8 @@ def both(our: STUNet, their: nn.Module) -> tuple[Tensor, Tensor]:
         image_embeddings=image,
         encoder_hidden_states=text,
     ).sample
-    return our(latents, times, text=text, image=image, fps=fps, picture=picture), expected
+    given = {"text": text, "image_embeds": image, "fps": fps, "image_latents": picture}
+    return predicted(our, latents, times, **given), expected
 
 
 @pytest.fixture

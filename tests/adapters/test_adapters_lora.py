@@ -13,12 +13,13 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_unet import predicted
 
 from modelscope_i2v.adapters import lora
 from modelscope_i2v.adapters.load import load_lora, loras, scale_lora, unload_lora
 from modelscope_i2v.adapters.lora import FEED_FORWARD, TARGETS, add_lora, save_lora
+from modelscope_i2v.compute.formats import cast
 from modelscope_i2v.errors import CheckpointError, InputError, OutputError
-from modelscope_i2v.networks.layers import cast
 from modelscope_i2v.spec.families import FAMILIES
 
 EVERY_KIND = ("proj_in", "proj_out", "op", "conv", "conv1.2", "skip_connection", "out.2", "to_qkv", *TARGETS)
@@ -27,17 +28,17 @@ EVERY_KIND = ("proj_in", "proj_out", "op", "conv", "conv1.2", "skip_connection",
 
 def test_an_adapter_begins_as_nothing_and_is_all_there_is_to_train(unet, inputs):
     network = unet()
-    before = network(**inputs(network))
+    before = predicted(network, **inputs(network))
     count = sum(1 for _ in network.parameters())
     assert add_lora(network, rank=2) is network
-    torch.testing.assert_close(network(**inputs(network)), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predicted(network, **inputs(network)), before, rtol=1e-5, atol=1e-5)
     trainable = [name for name, value in network.named_parameters() if value.requires_grad]
     assert trainable and all(".lora_" in name for name in trainable)
     assert len(trainable) == sum(1 for _ in network.parameters()) - count
     assert any(".1.transformer_blocks." in name for name in trainable), "attention over pixels"
     assert any(".2.transformer_blocks." in name for name in trainable), "attention over time"
     with torch.enable_grad():
-        network(**inputs(network)).square().mean().backward()
+        predicted(network, **inputs(network)).square().mean().backward()
     assert all(value.grad is not None for value in network.parameters() if value.requires_grad)
 
 
@@ -45,10 +46,10 @@ def test_an_adapter_begins_as_nothing_and_is_all_there_is_to_train(unet, inputs)
 def test_a_lora_computes_what_pefts_adapters_do(trained, unet, inputs, tmp_path, targets):
     theirs, ours = trained(targets=targets), unet()
     given = inputs(ours)
-    before, expected = ours(**given), theirs(**given)
+    before, expected = predicted(ours, **given), predicted(theirs, **given)
     assert load_lora(ours, save_lora(theirs, tmp_path / "style")) == "style"
     assert (expected - before).abs().max() > 0.1, "a LoRA without effect proves nothing"
-    torch.testing.assert_close(ours(**given), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predicted(ours, **given), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,7 +58,9 @@ def test_one_file_is_enough_and_says_what_it_is_for(trained, unet, inputs, tmp_p
     path = save_lora(theirs, tmp_path / "new" / "style.v1.safetensors", family=family, base="a/model")
     assert [file.name for file in path.parent.iterdir()] == ["style.v1.safetensors"]
     assert load_lora(ours, path, family=family) == "style.v1"
-    torch.testing.assert_close(ours(**inputs(ours)), theirs(**inputs(ours)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        predicted(ours, **inputs(ours)), predicted(theirs, **inputs(ours)), rtol=1e-5, atol=1e-5
+    )
     other = "video-to-video" if family != "video-to-video" else "image-to-video"
     with pytest.warns(UserWarning, match=f"of the family {family}, and this one is of the family {other}"):
         load_lora(ours, path, name="again", family=other)
@@ -67,7 +70,7 @@ def test_peft_reads_what_is_saved(trained, unet, inputs, tmp_path):
     theirs, network = trained(), unet()
     save_lora(theirs, tmp_path / "style", base="damo/I2VGen-XL")
     again = peft.PeftModel.from_pretrained(network, tmp_path / "style")
-    assert torch.equal(again(**inputs(theirs)), theirs(**inputs(theirs)))
+    assert torch.equal(predicted(again, **inputs(theirs)), predicted(theirs, **inputs(theirs)))
     assert again.peft_config["default"].base_model_name_or_path == "damo/I2VGen-XL"
 
 
@@ -86,14 +89,14 @@ def test_what_pefts_own_model_saves_is_read(unet, inputs, tmp_path):
     for name, value in theirs.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.1)
-    expected = theirs.eval()(**inputs(unet()))
+    expected = predicted(theirs.eval(), **inputs(unet()))
     theirs.save_pretrained(tmp_path / "safe")
     torch.save(peft.get_peft_model_state_dict(theirs), tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_config.json").write_bytes((tmp_path / "safe/adapter_config.json").read_bytes())
     for path in (tmp_path / "safe", tmp_path, tmp_path / "safe" / "adapter_model.safetensors"):
         ours = unet()
         load_lora(ours, path)
-        torch.testing.assert_close(ours(**inputs(ours)), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(predicted(ours, **inputs(ours)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_file_holds_no_local_path(trained, tmp_path):
@@ -140,13 +143,13 @@ def test_two_at_once_add_up_and_each_can_go(trained, unet, inputs, tmp_path):
     x = torch.randn(3, layer.in_features)
     plain, state = layer(x), network.state_dict()
     given = inputs(network)
-    before = network(**given)
+    before = predicted(network, **given)
     added = {}
     for name in "ab":
         load_lora(network, tmp_path / name)
-        added[name], only = layer(x) - plain, network(**given)
+        added[name], only = layer(x) - plain, predicted(network, **given)
         unload_lora(network, name)
-        assert torch.equal(network(**given), before) and not torch.equal(only, before)
+        assert torch.equal(predicted(network, **given), before) and not torch.equal(only, before)
     load_lora(network, tmp_path / "a", 0.5)
     load_lora(network, tmp_path / "b", name="second", scale=-2)
     assert loras(network) == {"a": 0.5, "second": -2}
@@ -154,16 +157,16 @@ def test_two_at_once_add_up_and_each_can_go(trained, unet, inputs, tmp_path):
     scale_lora(network, "second", 0)
     torch.testing.assert_close(layer(x), plain + 0.5 * added["a"])
     unload_lora(network, "a")
-    assert loras(network) == {"second": 0} and torch.equal(network(**given), before)
+    assert loras(network) == {"second": 0} and torch.equal(predicted(network, **given), before)
     scale_lora(network, "second", 1)
-    assert not torch.equal(network(**given), before)
+    assert not torch.equal(predicted(network, **given), before)
     assert network.state_dict().keys() == state.keys()
     copied = copy.deepcopy(network)
     unload_lora(network)
     unload_lora(network)
-    assert loras(network) == {} and torch.equal(network(**given), before)
+    assert loras(network) == {} and torch.equal(predicted(network, **given), before)
     assert all(value.data_ptr() == state[key].data_ptr() for key, value in network.state_dict().items())
-    assert loras(copied) == {"second": 1} and not torch.equal(copied(**given), before)
+    assert loras(copied) == {"second": 1} and not torch.equal(predicted(copied, **given), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -173,12 +176,12 @@ def test_it_is_of_the_networks_type_and_follows_to_fp32_and_back(trained, unet, 
     given = inputs(full)
     load_lora(full, tmp_path / "style")
     load_lora(half, tmp_path / "style")
-    right, first = full(**given), half(**given)
+    right, first = predicted(full, **given), predicted(half, **given)
     assert {value.dtype for name, value in half.named_buffers() if name.endswith((".up", ".down"))} == {dtype}
     torch.testing.assert_close(first, right, rtol=0, atol=0.1)
     cast(half, torch.float32)
-    assert not torch.equal(half(**given), first)
-    assert torch.equal(cast(half, dtype)(**given), first)
+    assert not torch.equal(predicted(half, **given), first)
+    assert torch.equal(predicted(cast(half, dtype), **given), first)
 
 
 def test_saving_replaces_a_lora_whole_or_not_at_all(trained, tmp_path, monkeypatch):

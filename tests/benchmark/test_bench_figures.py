@@ -35,11 +35,11 @@ class Known:
         self.name, self.mode, self.dtype, self.value = name, dtype, dtype, value
         self.seconds = iter(seconds)
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, prepared: Any) -> torch.Tensor:
         return torch.full_like(latents, self.value)
 
-    def conditioned(self, **_: Any) -> Any:
-        return self.predict
+    def prepare(self, **_: Any) -> None:
+        return None
 
     def bytes_on_device(self) -> int:
         return 1_000_000_000

@@ -9,8 +9,8 @@ import torch
 from checkpoints_factory import configs
 
 from benchmarks import gpu_check, gpu_modes
+from modelscope_i2v.compute import ops
 from modelscope_i2v.memory import count as memory_model
-from modelscope_i2v.memory.chunking import FeedForward
 from modelscope_i2v.memory.count import MODES, Model
 from modelscope_i2v.spec.families import FAMILIES, VIDEO_TO_VIDEO
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(FeedForward, "rows", 1 << 30)  # a CPU would take fewer tokens at a time
+    monkeypatch.setattr(ops, "CPU_TOKENS", 1 << 30)  # a CPU would take fewer tokens at a time
 
 
 def found(name: str, **options: int) -> dict[str, tuple[float, float]]:

@@ -24,6 +24,7 @@ from diffusers import (
 )
 from oracle.compare import frame_difference, relative_rms
 from PIL import Image
+from small_unet import predicted
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -134,7 +135,8 @@ def test_the_unet_in_diffusers_is_the_original(hub: Make, folder: Make, name: st
     )
     times, fps = torch.tensor([981, 41]), torch.tensor([8, 16])
     if name == XL:
-        found = ours.unet(latents, times, text=text, image=image, fps=fps, picture=picture)
+        given = {"text": text, "image_embeds": image, "fps": fps, "image_latents": picture}
+        found = predicted(ours.unet, latents, times, **given)
         expected = theirs.unet(
             latents,
             times,
@@ -144,7 +146,7 @@ def test_the_unet_in_diffusers_is_the_original(hub: Make, folder: Make, name: st
             encoder_hidden_states=text,
         ).sample
     else:
-        found = ours.unet(latents, times, text=text)
+        found = predicted(ours.unet, latents, times, text=text)
         expected = theirs.unet(latents, times, encoder_hidden_states=text).sample
     assert relative_rms(found, expected) < LIMIT
 

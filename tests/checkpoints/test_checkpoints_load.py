@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from modelscope_i2v.checkpoints.load import load_module
 from modelscope_i2v.checkpoints.tensors import read_tensors
+from modelscope_i2v.compute.formats import memory_formats
+from modelscope_i2v.compute.layers import Conv2d, FrameConv, Linear
 from modelscope_i2v.errors import CheckpointError
-from modelscope_i2v.networks.layers import Conv2d, FrameConv, Linear, layouts
 
 
 class Convolutions(torch.nn.Module):
@@ -65,7 +66,7 @@ def test_weights_lie_as_their_layers_want_them(tmp_path: Path, stored: torch.dty
     torch.save({key: tensor.to(stored) for key, tensor in right.state_dict().items()}, tmp_path / "a.pth")
     with torch.device("meta"):
         network = Convolutions()
-    load_module(network, read_tensors(tmp_path / "a.pth"), layouts=layouts(network))
+    load_module(network, read_tensors(tmp_path / "a.pth"), layouts=memory_formats(network))
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, right.state_dict()[name].to(stored).float()), name
     assert network.spatial.weight.is_contiguous(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints_factory import configs, random_state
+from small_unet import predicted
 
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.engine.generator import Job, VideoGenerator
@@ -80,7 +81,7 @@ def test_anchored_latents_begin_with_the_picture(generator):
     latents = latents_of(generator, first_frame="anchor")
     positive, negative = generator.condition([job])
     generator.start([job], negative)
-    wanted = positive["picture"][0] if "picture" in positive else generator._picture(job)
+    wanted = positive["image_latents"][0] if "image_latents" in positive else generator._picture(job)
     assert torch.equal(latents[:, 0], wanted)
 
 
@@ -151,13 +152,13 @@ def test_in_a_loop_no_frame_is_the_first(task, frames):
     unet = network(task)
     numbers = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 4, frames, 8, 8, generator=numbers)  # [b, 4, f, h, w]
-    name, tokens = ("image", 1) if task == "image-to-video" else ("text", 7)
+    name, tokens = ("image_embeds", 1) if task == "image-to-video" else ("text", 7)
     given = {name: torch.randn(1, tokens, 64, generator=numbers), "fps": torch.tensor([8])}
     t = torch.tensor([500])
 
     def gap(loop):
-        out = unet(latents, t, **given, loop=loop)
-        turned = unet(latents.roll(1, dims=2), t, **given, loop=loop)
+        out = predicted(unet, latents, t, **given, loop=loop)
+        turned = predicted(unet, latents.roll(1, dims=2), t, **given, loop=loop)
         return float((turned - out.roll(1, dims=2)).norm() / out.norm())
 
     assert gap(loop=True) < 1e-5

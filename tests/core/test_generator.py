@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from modelscope_i2v.compute.formats import memory_formats
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.engine.generator import Job, VideoGenerator
 from modelscope_i2v.engine.requests import picture_frame
@@ -22,7 +23,6 @@ from modelscope_i2v.errors import (
     OutputError,
 )
 from modelscope_i2v.media.write import write_video
-from modelscope_i2v.networks.layers import layouts
 from modelscope_i2v.sampling.noise import NoiseSource
 from modelscope_i2v.sampling.solvers import SOLVERS
 from modelscope_i2v.spec.families import FAMILIES, LATENT_SCALE
@@ -278,13 +278,13 @@ def test_nan_is_computed_again_in_a_wider_type_then_refused(inputs):
     task = "text-to-video-synthesis"
     generator = VideoGenerator.from_directory(model_directory(task), device="cpu", dtype="bf16")
     exact = frames_of(VideoGenerator.from_directory(model_directory(task), device="cpu"), "a", seed=1)
-    denoise = generator.unet.denoise
+    denoise = generator.unet.forward
 
     def overflows_in_bf16(*args, **kwargs):
         out = denoise(*args, **kwargs)
         return out * float("inf") if generator.unet.out[2].weight.dtype == torch.bfloat16 else out
 
-    generator.unet.denoise = overflows_in_bf16
+    generator.unet.forward = overflows_in_bf16
     with pytest.warns(UserWarning, match="again in fp32"):
         found = frames_of(generator, "a", seed=1)
     assert np.abs(found.astype(float) - exact).mean() < 3
@@ -368,10 +368,10 @@ def test_i2vgen_draws_the_posterior_first_then_the_noise(generators):
     numbers = torch.Generator().manual_seed(3)
     posterior = generator.autoencoder.encode(picture_frame(sample))
     noise = torch.randn(1, 4, 8, 8, generator=numbers)
-    assert torch.allclose(positive["picture"], LATENT_SCALE * posterior.sample(noise), atol=1e-5)
-    assert torch.equal(positive["picture"], negative["picture"])
+    assert torch.allclose(positive["image_latents"], LATENT_SCALE * posterior.sample(noise), atol=1e-5)
+    assert torch.equal(positive["image_latents"], negative["image_latents"])
     assert torch.equal(start[0], torch.randn(4, 3, 8, 8, generator=numbers))
-    assert (negative["image"] == 0).all() and not (positive["image"] == 0).all()
+    assert (negative["image_embeds"] == 0).all() and not (positive["image_embeds"] == 0).all()
 
 
 @pytest.mark.parametrize("scheduler", SOLVERS)
@@ -418,14 +418,14 @@ def test_ddim_inversion_runs_with_its_own_guidance(generators, clip):
 
 def test_an_inversion_that_overflows_is_computed_again_too(clip):
     generator = VideoGenerator.from_directory(model_directory("video-to-video"), device="cpu", dtype="bf16")
-    denoise, calls = generator.unet.denoise, []
+    denoise, calls = generator.unet.forward, []
 
     def overflows_once(*args, **kwargs):
         calls.append(generator.unet.out[2].weight.dtype)
         out = denoise(*args, **kwargs)
         return out * float("nan") if len(calls) == 1 else out
 
-    generator.unet.denoise = overflows_once
+    generator.unet.forward = overflows_once
     with pytest.warns(
         UserWarning, match="Inverting in torch.bfloat16 gave NaN or infinity; it is done again"
     ):
@@ -455,7 +455,7 @@ def test_frames_in_memory_are_a_video_too(generators, inputs):
 def test_convolutions_lie_as_their_kernels_want_them() -> None:
     generator = VideoGenerator.from_directory(model_directory("text-to-video-synthesis"), device="cpu")
     for network in (generator.unet, generator.autoencoder):
-        laid_out = layouts(network)
+        laid_out = memory_formats(network)
         assert laid_out
         for name, layout in laid_out.items():
             assert network.get_parameter(name).is_contiguous(memory_format=layout), name

@@ -8,15 +8,15 @@ import threading
 import numpy as np
 import pytest
 import torch
-from small_unet import small_unet
+from small_unet import predicted, small_unet
 
 from modelscope_i2v.adapters.branches import Branch, attach, detach
+from modelscope_i2v.compute.formats import cast
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import Cancelled, InputError
 from modelscope_i2v.memory.chunking import chunked
 from modelscope_i2v.memory.placement import Placement, stream_blocks, streamed_bytes
-from modelscope_i2v.networks.layers import cast
 from modelscope_i2v.spec.runtime import MEMORY as MODES
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def evaluated(unet, batch=1, frames=3, height=8, width=8, loop=False):
     noise = torch.Generator().manual_seed(1)
     latents = torch.randn(batch, 4, frames, height, width, generator=noise)
     text = torch.randn(batch, 5, unet.config.context_dim, generator=noise)
-    return unet(latents, torch.full((batch,), 500), text=text, loop=loop)
+    return predicted(unet, latents, torch.full((batch,), 500), text=text, loop=loop)
 
 
 def addresses(unet):
@@ -56,13 +56,13 @@ def test_two_blocks_at_most_are_on_the_device():
     layers = [layer for block in blocks for layer in block.modules() if layer._parameters]
     used: dict[int, int] = {}
 
-    def computes(layer, args):
+    def computes(layer, args, output):
         piece = layer.weight.untyped_storage()
         used[piece.data_ptr()] = piece.nbytes()
 
     with moving("minimal").on_device(unet):
         home = {layer.weight.untyped_storage().data_ptr() for layer in layers}
-        hooks = [layer.register_forward_pre_hook(computes) for layer in layers]
+        hooks = [layer.register_forward_hook(computes) for layer in layers]
         evaluated(unet)
         evaluated(unet)
         for hook in hooks:

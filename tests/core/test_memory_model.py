@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_unet import predicted
 
+from modelscope_i2v.compute import ops
 from modelscope_i2v.devices import out_of_memory_advice
 from modelscope_i2v.errors import OutOfMemoryError
 from modelscope_i2v.memory import count as memory_model
 from modelscope_i2v.memory.chunking import chunked
 from modelscope_i2v.memory.count import Live, Model, decoding, denoising, peak
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.blocks import FeedForward
 from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.spec.families import FAMILIES, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO
 from modelscope_i2v.spec.network import AutoencoderConfig, STUNetConfig
@@ -25,16 +26,16 @@ GB = 1e9
 
 @pytest.mark.parametrize(("frames", "side", "chunk"), [(4, 16, None), (2, 24, None), (8, 16, 300)])
 def test_denoising_is_what_a_run_takes(frames, side, chunk, monkeypatch):
-    monkeypatch.setattr(FeedForward, "rows", 1 << 30)  # a CPU would take fewer tokens at a time
+    monkeypatch.setattr(ops, "CPU_TOKENS", 1 << 30)  # a CPU would take fewer tokens at a time
     unet = STUNet(SMALL).eval()
     given = torch.randn(2, 4, frames, side, side), torch.zeros(2)
     with torch.inference_mode(), Live(unet) as live:
         text = torch.randn(2, 77, SMALL.context_dim)
         if chunk:
             with chunked(unet, chunk):
-                unet(*given, text=text)
+                predicted(unet, *given, text=text)
         else:
-            unet(*given, text=text)
+            predicted(unet, *given, text=text)
     said = denoising(SMALL, 2, frames, side, side, torch.float32, chunk)
     assert said == pytest.approx(live.peak, rel=0.1)
 

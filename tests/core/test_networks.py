@@ -11,17 +11,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle.compare import relative_rms
+from small_unet import predicted
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modelscope_i2v.compute import attention
-from modelscope_i2v.compute.attention import Attention, use_kernel
+from modelscope_i2v.compute import attention, ops
+from modelscope_i2v.compute.attention import use_kernel
+from modelscope_i2v.compute.formats import cast, float32_names
+from modelscope_i2v.compute.layers import Linear
+from modelscope_i2v.compute.ops import linear
 from modelscope_i2v.errors import InputError
 from modelscope_i2v.memory.allocator import kept_memory
 from modelscope_i2v.networks import autoencoder, local_image
 from modelscope_i2v.networks.autoencoder import AutoencoderKL
-from modelscope_i2v.networks.blocks import FeedForward, SpatialTransformer
-from modelscope_i2v.networks.layers import Linear, cast, float32_names, linear, sinusoidal_embedding
-from modelscope_i2v.networks.stunet import STUNet
+from modelscope_i2v.networks.blocks import Attention, FeedForward, SpatialTransformer
+from modelscope_i2v.networks.stunet import STUNet, sinusoidal_embedding
 from modelscope_i2v.spec.families import FAMILIES
 from modelscope_i2v.spec.network import AutoencoderConfig, STUNetConfig
 
@@ -108,34 +111,31 @@ def test_network_keeps_its_canvas_and_refuses_others(extra_rows):
         size = network.config.canvas(*wish)
         latents = torch.randn(1, 4, 2, *size)
         with torch.no_grad():
-            assert network(latents, t, y).shape == latents.shape
+            assert predicted(network, latents, t, text=y).shape == latents.shape
     with pytest.raises(ValueError, match="next size"):
-        network(torch.randn(1, 4, 2, 9, 9), t, y)
+        predicted(network, torch.randn(1, 4, 2, 9, 9), t, text=y)
 
 
 def test_attention_splits_what_a_gpu_kernel_cannot_take(monkeypatch):
-    module = Attention(32, 32, heads=4, head_dim=8)
-    x = torch.randn(50, 6, 32)
-    whole = module(x)
+    """A batch of more than a launch's; batch times heads, as large as it may be, is none of its limits."""
     seen = []
 
     def kernel(q, k, v):
-        seen.append(q.shape[0] * q.shape[1])
+        seen.append(len(q))
         return attention.sdpa(q, k, v)
 
-    monkeypatch.setattr(attention, "MAX_BATCH_HEADS", 35)
-    module.kernel = kernel
-    assert torch.allclose(module(x), whole, atol=1e-6)
-    assert len(seen) == 7 and max(seen) <= 35
-
-    seen.clear()
-    of_picture = local_image.Attention()
-    x = torch.randn(50, 6, local_image.CHANNELS)
-    monkeypatch.setattr(local_image, "sdpa", kernel)
-    parts = of_picture(x)
-    assert len(seen) > 1 and max(seen) <= 35
-    monkeypatch.setattr(attention, "MAX_BATCH_HEADS", 65_535)
-    assert torch.allclose(parts, of_picture(x), atol=1e-6)
+    monkeypatch.setitem(attention.KERNELS, "sdpa", kernel)
+    for module, width in ((Attention(32, 32, heads=4, head_dim=8), 32), (local_image.Attention(), 4)):
+        use_kernel(module, "sdpa")
+        x = torch.randn(50, 6, width)
+        whole = module(x)
+        assert seen == [50]
+        monkeypatch.setattr(attention, "MAX_BATCH", 35)
+        assert torch.allclose(module(x), whole, atol=1e-6)
+        assert seen == [50, 35, 15]
+        monkeypatch.undo()
+        monkeypatch.setitem(attention.KERNELS, "sdpa", kernel)
+        seen.clear()
 
 
 def test_the_autoencoders_attention_gives_kernels_the_order_they_take(monkeypatch):
@@ -146,7 +146,7 @@ def test_the_autoencoders_attention_gives_kernels_the_order_they_take(monkeypatc
         seen.extend(part.stride(-1) for part in parts)
         return attention.sdpa(*parts)
 
-    monkeypatch.setattr(autoencoder, "sdpa", kernel)
+    monkeypatch.setitem(attention.KERNELS, "sdpa", kernel)
     autoencoder.AttnBlock(32)(torch.randn(2, 32, 4, 6))
     assert seen == [1, 1, 1]
 
@@ -198,9 +198,9 @@ def test_frames_of_one_sample_do_not_touch_another():
     latents, y = torch.randn(2, 4, 3, 32, 32), torch.randn(2, 5, 24)
     t = torch.tensor([10, 700])
     with torch.no_grad():
-        both = network(latents, t, y)
-        alone = network(latents[1:], t[1:], y[1:])
-        other = network(latents[1:], t[1:], y[:1])
+        both = predicted(network, latents, t, text=y)
+        alone = predicted(network, latents[1:], t[1:], text=y[1:])
+        other = predicted(network, latents[1:], t[1:], text=y[:1])
     assert relative_rms(both[1:], alone) < 1e-5  # another batch size rounds otherwise
     assert relative_rms(other, alone) > 1e-3
 
@@ -223,9 +223,9 @@ def test_what_a_video_is_told_is_computed_once():
         torch.nn.init.normal_(parameter, std=0.05) if parameter.ndim > 1 else None
     conditions = {
         "text": torch.randn(2, 5, 24),
-        "image": torch.randn(2, 1, 24),
+        "image_embeds": torch.randn(2, 1, 24),
         "fps": torch.tensor([8, 16]),
-        "picture": torch.randn(2, 4, 8, 8),
+        "image_latents": torch.randn(2, 4, 8, 8),
     }
     once = [network.local_image_embedding, network.context_embedding, network.fps_embedding]
     once += [network.local_image_concat, network.local_temporal_encoder]
@@ -245,27 +245,25 @@ def test_what_a_video_is_told_is_computed_once():
         module.register_forward_hook(count)
     steps = [(torch.randn(2, 4, 3, 8, 8), torch.tensor([t, t])) for t in (900, 500, 20)]
     with torch.no_grad():
-        conditioned = network.conditioned(**conditions)
-        outs = [conditioned(*step) for step in steps]
+        prepared = network.prepare(**conditions, frames=3)
+        outs = [network(*step, prepared) for step in steps]
         assert set(counts.values()) == {1} and len(counts) > 12
         for step, out in zip(steps, outs):
-            assert torch.equal(network(*step, **conditions), out)
-        longer = torch.randn(2, 4, 5, 8, 8), steps[0][1]
-        assert torch.equal(conditioned(*longer), network(*longer, **conditions))
+            assert torch.equal(predicted(network, *step, **conditions), out)
 
 
 def test_training_keeps_nothing_of_the_context():
     network = STUNet(STUNetConfig(**SMALL)).eval()
-    conditioned = network.conditioned(torch.randn(1, 5, 24))
+    prepared = network.prepare(text=torch.randn(1, 5, 24))
     step = torch.randn(1, 4, 2, 8, 8), torch.tensor([3])
     for _ in range(2):  # the second would fail on a graph that the first has freed
-        conditioned(*step).square().mean().backward()
+        network(*step, prepared).square().mean().backward()
 
 
 def test_feed_forward_by_rows_is_the_whole(monkeypatch):
     layer = FeedForward(32, dropout=0.0)
     x = torch.randn(3, 50, 32)
-    monkeypatch.setattr(FeedForward, "rows", 16)
+    monkeypatch.setattr(ops, "CPU_TOKENS", 16)
     seen = []
     layer.net.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     with torch.no_grad():
@@ -281,7 +279,7 @@ def test_memory_layout_of_the_input_does_not_matter():
     latents, t, y = torch.randn(2, 4, 3, 8, 16), torch.tensor([3, 8]), torch.randn(2, 5, 24)
     strange = latents.permute(4, 1, 0, 3, 2).contiguous().permute(2, 1, 4, 3, 0)
     with torch.no_grad():
-        assert torch.equal(network(strange, t, y), network(latents, t, y))
+        assert torch.equal(predicted(network, strange, t, text=y), predicted(network, latents, t, text=y))
 
 
 def test_memory_is_kept_for_the_next_tensors_and_handed_back():

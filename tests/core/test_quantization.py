@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from oracle.compare import relative_rms
-from small_unet import small_unet
+from small_unet import predicted, small_unet
 
 from modelscope_i2v.adapters.branches import Branch, attach, detach
 from modelscope_i2v.compute.compilation import compile_blocks
+from modelscope_i2v.compute.formats import cast
+from modelscope_i2v.compute.layers import Linear
 from modelscope_i2v.compute.quantization import quantize, stored
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.engine.generator import VideoGenerator
@@ -18,7 +20,6 @@ from modelscope_i2v.errors import InputError
 from modelscope_i2v.evaluation.metrics import psnr
 from modelscope_i2v.memory import count as memory_model
 from modelscope_i2v.memory.placement import Placement
-from modelscope_i2v.networks.layers import Linear, cast
 from modelscope_i2v.spec.families import FAMILIES
 
 TASK = "text-to-video-synthesis"
@@ -30,7 +31,7 @@ def evaluated(unet):
     noise = torch.Generator().manual_seed(1)
     latents = torch.randn(2, 4, 3, 8, 8, generator=noise)
     text = torch.randn(2, 5, unet.config.context_dim, generator=noise)
-    return unet(latents, torch.full((2,), 500), text=text)
+    return predicted(unet, latents, torch.full((2,), 500), text=text)
 
 
 def size(tensors):

@@ -1,7 +1,6 @@
 """Schedules, solvers, guidance and noise on problems whose answer is known."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -173,9 +172,7 @@ def test_guidance_is_the_same_in_one_batch_and_in_two(rescale):
     x, t = torch.randn(SHAPE), torch.tensor([5, 900])
     conditions = {"y": torch.randn(2, 3, 4)}, {"y": torch.randn(2, 3, 4)}
     outs = [
-        guided(partial(partial, network_by_sample), *conditions, scale=7.5, rescale=rescale, one_batch=one)(
-            x, t
-        )
+        guided(network_by_sample, lambda y: y, *conditions, scale=7.5, rescale=rescale, one_batch=one)(x, t)
         for one in (True, False)
     ]
     assert torch.allclose(*outs, atol=1e-5)
@@ -192,7 +189,7 @@ def test_guidance_of_one_runs_one_branch():
         calls.append(len(x))
         return x
 
-    guided(partial(partial, network), {"y": torch.ones(2, 1)}, {"y": torch.zeros(2, 1)}, scale=1)(
+    guided(network, lambda y: y, {"y": torch.ones(2, 1)}, {"y": torch.zeros(2, 1)}, scale=1)(
         torch.zeros(SHAPE), torch.zeros(2)
     )
     assert calls == [2]

@@ -110,18 +110,17 @@ def test_work_of_each_speed(family):
 def test_outside_the_interval_the_unconditional_branch_is_left_out():
     schedule, rows, made = sqrt_linear(), [], []
 
-    def conditioned(y):
+    def prepare(y):
         made.append(len(y))
+        return y
 
-        def network(x, t):
-            rows.append(len(x))
-            return y.view(-1, 1, 1, 1, 1).expand_as(x)
-
-        return network
+    def network(x, t, y):
+        rows.append(len(x))
+        return y.view(-1, 1, 1, 1, 1).expand_as(x)
 
     def with_guidance(scale):
         wanted, without = {"y": torch.full((1,), 3.0)}, {"y": torch.full((1,), 1.0)}
-        return denoiser(guided(conditioned, wanted, without, scale=scale), schedule, "eps")
+        return denoiser(guided(network, prepare, wanted, without, scale=scale), schedule, "eps")
 
     low, high = (float(schedule.sigmas[t] / schedule.alphas[t]) for t in (200, 700))
     denoise = in_interval(lambda: with_guidance(5.0), lambda: with_guidance(1.0), schedule, (low, high))
@@ -157,7 +156,8 @@ def test_exact_is_the_plain_solver_to_the_bit(generators, family):
         positive, negative = generator.condition([job])
         start = generator.start([job], negative)
         predict = guided(
-            generator.unet.conditioned,
+            generator.unet,
+            partial(generator.unet.prepare, frames=start.shape[2]),
             positive,
             negative,
             scale=options.guidance_scale,

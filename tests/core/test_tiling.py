@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from modelscope_i2v.compute.formats import cast
 from modelscope_i2v.data import synthetic
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.memory import tiling
 from modelscope_i2v.memory.tiling import tiled_decode, tiled_encode
-from modelscope_i2v.networks.layers import cast
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_unet import SMALL, small_unet
+from small_unet import SMALL, predicted, small_unet
 
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.engine.generator import VideoGenerator
@@ -112,7 +112,7 @@ def test_two_pipelines_at_once_make_what_each_makes_alone(generators, other, mod
 def test_a_call_that_goes_to_fp32_leaves_another_in_its_own_type(mode):
     generator = load("text-to-video-synthesis", dtype="bf16")
     generator.placement = moving(mode)
-    wanted, denoise = frames_of(generator), generator.unet.denoise
+    wanted, denoise = frames_of(generator), generator.unet.forward
     overflowing, begun, widened = threading.local(), threading.Event(), threading.Event()
 
     def overflows(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -138,7 +138,7 @@ def test_a_call_that_goes_to_fp32_leaves_another_in_its_own_type(mode):
 
         return frames_of(generator, callback=callback)
 
-    generator.unet.denoise = overflows
+    generator.unet.forward = overflows
     _, found = at_once(wide, narrow)
     assert widened.is_set()
     assert np.array_equal(found, wanted)
@@ -246,7 +246,7 @@ def test_parts_within_parts_keep_the_outer_ones():
     latents, text = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 24)
 
     def evaluated() -> torch.Tensor:
-        return unet(latents, torch.tensor([500]), text=text)
+        return predicted(unet, latents, torch.tensor([500]), text=text)
 
     with torch.inference_mode():
         plain = evaluated()

@@ -47,7 +47,7 @@ def run(network: I2VGenXLUNet, given: Mapping[str, Tensor]) -> Tensor:
         given["latents"],
         given["timesteps"],
         fps=given["fps"],
-        image_latents=planes(given["picture"], given["latents"].shape[2]),
-        image_embeddings=given["image"],
+        image_latents=planes(given["image_latents"], given["latents"].shape[2]),
+        image_embeddings=given["image_embeds"],
         encoder_hidden_states=given["text"],
     ).sample

@@ -19,6 +19,7 @@ from memory_modes import MODES, OPTIONS, working_in
 from oracle.compare import frame_difference, relative_rms
 from oracle.i2vgen import build, in_diffusers, planes, run
 from PIL import Image as PILImage
+from small_unet import predicted
 from torch import Tensor, nn
 
 from modelscope_i2v.encoders.clip import ImageEncoder, TextEncoder
@@ -70,9 +71,9 @@ def inputs(config: STUNetConfig, batch: int, frames: int, height: int, width: in
         "latents": normal(batch, 4, frames, height, width),
         "timesteps": torch.randint(0, 1000, (batch,), generator=generator),
         "text": normal(batch, TOKENS, config.context_dim),
-        "image": normal(batch, 1, config.image_dim),
+        "image_embeds": normal(batch, 1, config.image_dim),
         "fps": torch.randint(1, 60, (batch,), generator=generator),
-        "picture": normal(batch, 4, height, width),
+        "image_latents": normal(batch, 4, height, width),
     }
 
 
@@ -83,7 +84,7 @@ def run_theirs(network: nn.Module, given: dict) -> Tensor:
 
 def run_ours(network: nn.Module, given: dict) -> Tensor:
     with torch.no_grad():
-        return network(**given)
+        return predicted(network, **given)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_unet_equals_diffusers(size, batch, frames, height, width):
 
 
 @pytest.mark.parametrize("frames", [1, 4])
-@pytest.mark.parametrize("path", ["text", "image", "fps", "picture", "timesteps"])
+@pytest.mark.parametrize("path", ["text", "image_embeds", "fps", "image_latents", "timesteps"])
 def test_each_input_alone_moves_the_output_as_in_diffusers(path, frames):
     """The difference that one input makes is compared, so that a weak one cannot hide behind the others."""
     ours, theirs = both("shallow")
@@ -130,7 +131,7 @@ def silenced(path: str) -> tuple[STUNet, I2VGenXLUNet]:
 def test_local_tokens_and_channels_each_on_their_own(closed):
     ours, theirs = silenced(closed)
     first = inputs(ours.config, 1, 3, 16, 16)
-    second = {**first, "picture": first["picture"].flip(-1) + 0.5}
+    second = {**first, "image_latents": first["image_latents"].flip(-1) + 0.5}
     moved = run_ours(ours, second) - run_ours(ours, first)
     expected = run_theirs(theirs, second) - run_theirs(theirs, first)
     assert float(expected.abs().max()) > 1e-3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from oracle import stock
@@ -30,7 +28,8 @@ def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
 def ours(family: Family, solver: str, steps: int, eta: float = 0.0, one_batch: bool = True) -> Tensor:
     schedule = SCHEDULES[family.schedule]()
     predict = guided(
-        functools.partial(functools.partial, network),  # conditions first, latents and timesteps later
+        network,
+        lambda y: y,
         {"y": WANTED},
         {"y": WITHOUT},
         scale=family.guidance_scale,

@@ -10,10 +10,11 @@ import torch
 from checkpoints_factory import configs, random_state
 from oracle.compare import relative_rms
 from oracle.networks import build_unet, stock_unet
+from small_unet import predicted
 from torch import Tensor, nn
 
+from modelscope_i2v.compute.formats import cast
 from modelscope_i2v.memory.chunking import chunked
-from modelscope_i2v.networks.layers import cast
 from modelscope_i2v.networks.stunet import STUNet
 from modelscope_i2v.spec.families import FAMILIES, TASKS
 from modelscope_i2v.spec.network import STUNetConfig
@@ -53,7 +54,7 @@ def inputs(config: STUNetConfig, batch: int, frames: int, height: int, width: in
     latents = torch.randn(batch, config.in_dim, frames, height, width, generator=generator)
     timesteps = torch.randint(0, 1000, (batch,), generator=generator)
     if config.image_tokens:
-        conditions = {"image": torch.randn(batch, 1, config.image_dim, generator=generator)}
+        conditions = {"image_embeds": torch.randn(batch, 1, config.image_dim, generator=generator)}
     else:
         conditions = {"text": torch.randn(batch, TOKENS, config.context_dim, generator=generator)}
     if config.fps_embedding:
@@ -64,14 +65,14 @@ def inputs(config: STUNetConfig, batch: int, frames: int, height: int, width: in
 def run(network: nn.Module, given: list) -> Tensor:
     latents, timesteps, conditions = given
     with torch.no_grad():
-        return network(
-            latents, timesteps, **(conditions if isinstance(network, STUNet) else stocks(conditions))
-        )
+        if isinstance(network, STUNet):
+            return predicted(network, latents, timesteps, **conditions)
+        return network(latents, timesteps, **stocks(conditions))
 
 
 def stocks(conditions: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The conditions as stock calls them: text and picture are both ``y``."""
-    return {{"text": "y", "image": "y"}.get(name, name): value for name, value in conditions.items()}
+    """The conditions as stock calls them: text and image are both ``y``."""
+    return {{"text": "y", "image_embeds": "y"}.get(name, name): value for name, value in conditions.items()}
 
 
 @pytest.mark.parametrize(

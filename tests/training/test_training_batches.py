@@ -58,9 +58,9 @@ def test_conditions_of_each_family(caches):
         batch = Batches(cache, family, batch_size=3, seed=0, frames=2).batch(0)
         assert batch.latents.shape[:3] == (3, 4, 2)
         wanted = {"text"} if family.reads_text else set()
-        wanted |= {"image"} if family.reads_image else set()
+        wanted |= {"image_embeds"} if family.reads_image else set()
         wanted |= {"fps"} if family.unet.fps_embedding else set()
-        wanted |= {"picture"} if family is I2VGEN_XL else set()
+        wanted |= {"image_latents"} if family is I2VGEN_XL else set()
         assert set(batch.conditions) == wanted
         assert (batch.source is not None) == family.takes_video
         shard = cache.shards[0]
@@ -78,9 +78,9 @@ def test_conditions_of_each_family(caches):
                 assert batch.conditions["fps"][sample] == 6.0 + rows[0]
             if family.reads_image:  # the embedding is the first frame's, so windows begin there
                 assert np.allclose(latents[:, 0], shard.latents[rows[0], 0])
-                assert np.allclose(batch.conditions["image"][sample, 0], shard.image[rows[0]])
+                assert np.allclose(batch.conditions["image_embeds"][sample, 0], shard.image[rows[0]])
         if family is I2VGEN_XL:
-            assert torch.equal(batch.conditions["picture"], batch.latents[:, :, 0])
+            assert torch.equal(batch.conditions["image_latents"], batch.latents[:, :, 0])
 
 
 def test_windows_move(caches):
@@ -121,12 +121,12 @@ def test_dropped_conditions(configured, caches, name):
         gone = torch.zeros(8, dtype=torch.bool)
         if "text" in conditions:
             gone = (conditions["text"] == cache.states([0])[0]).flatten(1).all(1)
-        if "image" in conditions:
-            blank = (conditions["image"] == 0).flatten(1).all(1)
+        if "image_embeds" in conditions:
+            blank = (conditions["image_embeds"] == 0).flatten(1).all(1)
             assert "text" not in conditions or torch.equal(blank, gone)  # both or none
             gone = blank
-        if "picture" in conditions:
-            assert torch.equal(conditions["picture"], batch.conditions["picture"])
+        if "image_latents" in conditions:
+            assert torch.equal(conditions["image_latents"], batch.conditions["image_latents"])
         dropped, count = dropped + int(gone.sum()), count + 8
     assert 0.3 < dropped / count < 0.7
 

@@ -429,7 +429,7 @@ def test_the_average():
 def test_a_new_network_predicts_nothing_yet(configured):
     trainer = Trainer(configured(), progress=False)
     noised, conditions = trainer.prepare(trainer.batches.batch(0), 0)
-    assert trainer.unet(noised.latents, noised.timesteps, **conditions).abs().max() == 0
+    assert trainer.parallel(noised.latents, noised.timesteps, **conditions).abs().max() == 0
 
 
 def test_initial_weights_are_taken_where_they_fit(configured, models, caplog):
