@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +76,8 @@ class Branches(nn.ModuleList):
         self.wrap = wrap(layer, Order.LORA, functools.partial(_add, layer))
 
 
-def _add(layer: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    output, x = forward(x), x.to(layer.weight.dtype)
+def _add(layer: nn.Module, forward: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+    output, x = forward(x, *rest), x.to(layer.weight.dtype)
     for branch in getattr(layer, _ATTRIBUTE):
         output = branch(layer, x, output)
     return output

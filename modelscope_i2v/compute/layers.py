@@ -32,13 +32,7 @@ class Conv2d(nn.Conv2d):
 
 
 class FrameConv(nn.Conv3d):
-    """A convolution over each pixel's three frames around its own: [b, i, f, n] → [b, o, f, n].
-
-    The files have it as a ``Conv3d`` of (3, 1, 1).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
+    """A ``Conv3d`` as the files have it, (3, 1, 1), over each pixel's frames: [b, i, f, n] → [b, o, f, n]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.frame_conv(x, self.weight, self.bias, self.padding[0])

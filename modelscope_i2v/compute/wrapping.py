@@ -28,9 +28,9 @@ class Order(enum.IntEnum):
     COMPILATION = 3
     """Takes the layer's place by one graph; steps back where anything in it works in parts."""
     STREAMING = 4
-    """Brings the layer's weights before anything computes with them."""
+    """Brings the layer's weights before anything computes with them; for inference, as they go again."""
     CHECKPOINTING = 5
-    """Computes again for the backward pass, for which weights have to be brought again."""
+    """Computes again for the backward pass, with all that is inside."""
 
 
 class Wrap:
@@ -75,10 +75,14 @@ def _set(layer: nn.Module, wraps: list[Wrap]) -> None:
     changed()
     for name in (_WRAPS, "forward"):
         vars(layer).pop(name, None)
-    if not wraps:
-        return
-    wraps.sort(key=lambda wrap: wrap.order)
-    forward = layer.forward
-    for wrap in wraps:
+    if wraps:
+        vars(layer)[_WRAPS] = sorted(wraps, key=lambda wrap: wrap.order)
+        layer.forward = functools.partial(_forward, layer)
+
+
+def _forward(layer: nn.Module, *inputs: Any) -> Any:
+    """All wraps of a layer, put together at each call: a graph then depends on no object of theirs."""
+    forward = functools.partial(type(layer).forward, layer)
+    for wrap in vars(layer)[_WRAPS]:
         forward = functools.partial(wrap.function, forward)
-    layer.forward, vars(layer)[_WRAPS] = forward, wraps
+    return forward(*inputs)

@@ -103,11 +103,13 @@ class TemporalConv(nn.Module):
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(*norm_silu(channels), FrameConv(channels, channels))
-        self.conv2, self.conv3, self.conv4 = (
-            nn.Sequential(*norm_silu(channels), nn.Dropout(dropout), FrameConv(channels, channels))
-            for _ in range(3)
-        )
+
+        def conv(*between: nn.Module) -> nn.Sequential:
+            kernel = FrameConv(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+            return nn.Sequential(*norm_silu(channels), *between, kernel)
+
+        self.conv1 = conv()
+        self.conv2, self.conv3, self.conv4 = (conv(nn.Dropout(dropout)) for _ in range(3))
 
     def forward(self, x: Tensor, loop: bool = False) -> Tensor:
         """x: [b, c, f, n]; returns the same shape. ``loop``: the first frame follows the last."""
