@@ -49,7 +49,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         usage="IMAGE [--text TEXT] [-o PATH] [options]",
     )
     made.add_argument("input", metavar="IMAGE", nargs="?", help="a picture: a file or a URL")
-    made.add_argument("--text", default="", help="what the video shows, in English")
+    made.add_argument(
+        "--text", "--prompt", dest="text", metavar="TEXT", default="", help="what the video shows, in English"
+    )
     made.add_argument("-o", "--output", metavar="PATH", help=OUTPUT)
     made.add_argument(
         "--keep-first",

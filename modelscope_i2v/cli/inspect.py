@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from collections.abc import Callable
 
 from ..errors import VideoError
@@ -14,20 +16,19 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     made = command(
         "inspect",
         _run,
-        "tell what a weights file or a model directory is",
+        "tell what a weights file or a model directory is, or how a video was made",
         " Nothing in a file is run.",
-        f"  {PROGRAM} inspect text2video_pytorch_model.pth\n  {PROGRAM} inspect path/to/Image-to-Video\n",
+        f"  {PROGRAM} inspect text2video_pytorch_model.pth\n  {PROGRAM} inspect path/to/Image-to-Video\n"
+        f"  {PROGRAM} inspect cat.mp4\n",
     )
-    made.add_argument("paths", metavar="PATH", nargs="+", help="a weights file or a model directory")
+    made.add_argument("paths", metavar="PATH", nargs="+", help="a weights file, a model directory or a video")
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..checkpoints.inspect import inspect
-
     code = 0
     for number, path in enumerate(args.paths):
         try:
-            report = inspect(path)
+            report = _report(path)
         except VideoError as error:
             if len(args.paths) == 1:
                 raise
@@ -36,5 +37,20 @@ def _run(args: argparse.Namespace) -> int:
             continue
         if number:
             say()
-        say(str(report))
+        say(report)
     return code
+
+
+def _report(path: str) -> str:
+    """What a file or folder is, in lines."""
+    from ..checkpoints.inspect import inspect
+    from ..media.write import FRAME_NAME, SUFFIXES, read_metadata
+
+    pictures = os.path.isfile(os.path.join(path, FRAME_NAME.format(1)))
+    if not pictures and os.path.splitext(path)[1].lower() not in SUFFIXES:
+        return str(inspect(path))
+    made = read_metadata(path)
+    if not made:
+        return f"{path}: a video without a record of how it was made"
+    lines = (f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items())
+    return "\n".join([f"{path}: a video made with", *lines])

@@ -18,6 +18,7 @@ from ..checkpoints.hub import fetch, is_id
 from ..errors import CheckpointError, OutputError
 from ..spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..spec.options import FIELDS, options_of
+from . import like
 from .parser import (
     PROGRAM,
     UsageError,
@@ -54,8 +55,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         f'  {PROGRAM} image-to-video cat.png --model {I2VGEN_XL.hub_ids[0]} --text "A cat runs."\n',
         usage="IMAGE [--text TEXT] [-o PATH] [options]",
     )
-    made.add_argument("input", metavar="IMAGE", help="a picture: a file or a URL")
-    made.add_argument("--text", help=f"what happens in the video, in English; for {I2VGEN_XL.name} only")
+    made.add_argument("input", metavar="IMAGE", nargs="?", help="a picture: a file or a URL")
+    _add_text(made, f"what happens in the video, in English; for {I2VGEN_XL.name} only")
     _add_rest(made, IMAGE_TO_VIDEO)
 
     made = command(
@@ -66,8 +67,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         f"  {PROGRAM} video-to-video cat.mp4 --fit pad --height 720 --width 720\n",
         usage="VIDEO [--text TEXT] [-o PATH] [options]",
     )
-    made.add_argument("input", metavar="VIDEO", help="a video: a file or a URL")
-    made.add_argument("--text", default="", help="what the video shows, in English")
+    made.add_argument("input", metavar="VIDEO", nargs="?", help="a video: a file or a URL")
+    _add_text(made, "what the video shows, in English")
     _add_rest(made, VIDEO_TO_VIDEO)
 
     made = command(
@@ -79,13 +80,26 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         usage='"TEXT" [-o PATH] [options]',
         aliases=(TEXT_TO_VIDEO.name,),
     )
-    made.add_argument("input", metavar="TEXT", help="what the video shows, in English and in quotes")
+    made.add_argument(
+        "input", metavar="TEXT", nargs="?", help="what the video shows, in English and in quotes"
+    )
+    _add_text(made, argparse.SUPPRESS)
     _add_rest(made, TEXT_TO_VIDEO)
+
+
+def _add_text(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--text", "--prompt", dest="text", metavar="TEXT", help=text)
 
 
 def _add_rest(parser: argparse.ArgumentParser, family: Family) -> None:
     parser.add_argument("-o", "--output", metavar="PATH", help=OUTPUT)
+    parser.add_argument(
+        "--like",
+        metavar="VIDEO",
+        help="a video made here, to make again: its file tells model, input, text and options, unless given",
+    )
     add_machine(parser, {"model": family.hub_ids[0]})
+    parser.set_defaults(model=None)  # so that --like sees whether it was given
     add_loras(parser)
     group = parser.add_argument_group("how the video is made", "Defaults are those of the hub's models.")
     families = _alike(family)
@@ -100,6 +114,14 @@ def _alike(family: Family) -> list[Family]:
 
 def _run(family: Family, args: argparse.Namespace) -> int:
     """Checks all that can be checked before a model loads, then makes the videos."""
+    if args.like is not None:
+        like.fill(family, args)
+    if not (family.takes_video or family.reads_image) and args.input is None:
+        args.input, args.text = args.text, None
+    if args.input is None:
+        what = "VIDEO" if family.takes_video else "IMAGE" if family.reads_image else "TEXT"
+        raise UsageError(f"give {what}, or a video with --like (help: {PROGRAM} {args.command} --help)")
+    args.model = args.model or family.hub_ids[0]
     families = _alike(family)
     options = given_options(args, options_of_any(families))
     if args.progress is not None:
@@ -184,11 +206,15 @@ def read_input(family: Family, args: argparse.Namespace, options: dict[str, Any]
 
         if not _is_url(args.input):  # which would be fetched twice
             as_video(args.input, max_frames=1, max_pixels=limit)
-        return {"video_path": args.input, "text": args.text}
+        return {"video_path": args.input, "text": args.text or ""}
     if family.reads_image:
         from ..media.images import load_image
 
-        image = load_image(args.input, max_pixels=limit)
+        image: Any = load_image(args.input, max_pixels=limit)
+        if _is_url(args.input):
+            image.filename = args.input  # for the record in the file; nothing is fetched twice
+        else:
+            image = args.input
         return {"image": image} if args.text is None else {"image": image, "text": args.text}
     return {"text": args.input}
 

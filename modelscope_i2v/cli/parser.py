@@ -127,8 +127,8 @@ def add_machine(parser: argparse.ArgumentParser, models: Mapping[str, str]) -> N
             f"--{name}",
             default=model,
             metavar="DIR_OR_ID",
-            help="a model directory, or an id on the ModelScope hub, which is downloaded "
-            "(default: %(default)s)",
+            help="a model directory, an id on the ModelScope hub, which is downloaded, or embedded: the "
+            f"small model that ships with the package (default: {model})",
         )
     for name, field in RUNTIME.items():
         _add_flag(group, name, field, field.metadata["help"])

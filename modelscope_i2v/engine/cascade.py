@@ -171,7 +171,9 @@ class Cascade:
             if job.number == 0:
                 plan = next(left)
             if keep_first:
-                small.append(outputs.deliver(frames, job.request, job.seed, small_paths[len(small)]))
+                small.append(
+                    outputs.deliver(frames, job.request, job.seed, small_paths[len(small)], self.first.record)
+                )
             given.append(_continued(plan.second, job.number, frames, job.request.fps))
         self._bring(self.second, [self.second.resolve(one, {})[1] for one in given])
         made = self.second(given, output_video=paths if any(paths) else None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ from ..spec import table
 from ..spec.families import LATENT_SCALE, Family
 from ..spec.network import CLIPConfig
 from ..spec.options import Options, resolve
-from ..spec.runtime import Runtime
+from ..spec.runtime import DTYPES, Runtime
 from ..spec.speed import SPEEDS
-from . import components, outputs, requests
+from . import components, outputs, record, requests
 from .jobs import Job, batches
 from .requests import Request
 
@@ -93,6 +94,8 @@ class VideoGenerator:
         self.clip = clip or CLIPConfig()
         self.runtime = runtime or Runtime()
         self.directory = directory
+        self._identity = record.of_model(directory) if directory is not None else {}
+        self._lora_files: dict[str, dict[str, Any]] = {}
         self.placement = placement or Placement(device, "resident")
         self.placement.manage(self.networks)
         self._adapters = Lock()
@@ -197,7 +200,7 @@ class VideoGenerator:
         try:
             counts = iter(number for number, (_, plan) in enumerate(plans) for _ in range(plan.num_videos))
             for job, frames in self.make(plans):
-                made = outputs.deliver(frames, job.request, job.seed, next(paths))
+                made = outputs.deliver(frames, job.request, job.seed, next(paths), self.record)
                 videos[next(counts)].append(made)
         except VideoError as error:
             if len(plans) > 1:
@@ -241,7 +244,7 @@ class VideoGenerator:
         paths = outputs.check_paths(output_video, [resolved.output_type] * len(videos))
         made = []
         for one, path in zip(videos, paths):
-            made.append(outputs.deliver(self.decode(one, resolved), request, None, path))
+            made.append(outputs.deliver(self.decode(one, resolved), request, None, path, self.record))
         return made if given.ndim == 5 else made[0]
 
     def make(self, plans: list[tuple[dict[str, Any], Options]]) -> Iterator[tuple[Job, Tensor]]:
@@ -259,7 +262,7 @@ class VideoGenerator:
         return self._read(*self.resolve(given, options))
 
     def _read(self, inputs: dict[str, Any], options: Options) -> Request:
-        request = requests.read(self.family, inputs, options)
+        request = replace(requests.read(self.family, inputs, options), source=record.of_input(inputs))
         if self.directory is not None and embedded.name_of(self.directory.path):
             embedded.warn_unseen(self.family, options, request.num_frames, request.text)
         return request
@@ -290,7 +293,9 @@ class VideoGenerator:
         Returns its name: ``name``, or that of the file or directory. Raises InputError, CheckpointError.
         """
         with self._adapters.acquire(exclusive=True):
-            return adapters.load_lora(self.unet, path, scale, name, family=self.family.name)
+            name = adapters.load_lora(self.unet, path, scale, name, family=self.family.name)
+            self._lora_files[name] = record.of_file(path)
+            return name
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA away, or all; videos are then as before. Raises InputError for an unknown name."""
@@ -301,6 +306,20 @@ class VideoGenerator:
         """Changes the strength of a LoRA that is loaded. Raises InputError."""
         with self._adapters.acquire(exclusive=True):
             adapters.scale_lora(self.unet, name, scale)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The model and how it runs, as far as the frames depend on it: for :mod:`.record`."""
+        loras = [{**self._lora_files.get(name, {"name": name}), "scale": s} for name, s in self.loras.items()]
+        names = {torch: name for name, torch in DTYPES.items()}
+        return {
+            "family": self.family.name,
+            **self._identity,
+            "loras": loras or None,
+            "dtype": names.get(str(self.dtype).removeprefix("torch.")),
+            "attention": self.runtime.attention,
+            "quantization": self.runtime.quantization,
+        }
 
     @property
     def loras(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..errors import InputError, OutputError
 from ..media.transforms import tensor_to_uint8
 from ..media.write import SUFFIXES, check_output, encode_video, keep_frames, write_video
 from ..spec.table import shortened
-from ..version import __version__
+from . import record
 from .requests import Request
 
 FOLDER = "MODELSCOPE_I2V_OUTPUT"
@@ -99,8 +100,13 @@ def blacken(frames: Tensor, content: tuple[int, int, int, int] | None) -> Tensor
     return framed
 
 
-def deliver(frames: Tensor, request: Request, seed: int | None, path: Path | None) -> Any:
-    """Frames [f, 3, h, w], about -1..1, or latents, as ``output_type`` says; a file's path as text."""
+def deliver(
+    frames: Tensor, request: Request, seed: int | None, path: Path | None, model: Mapping[str, Any]
+) -> Any:
+    """Frames [f, 3, h, w], about -1..1, or latents, as ``output_type`` says; a file's path as text.
+
+    ``model`` is what the file says of the model that made it: :attr:`.VideoGenerator.record`.
+    """
     options = request.options
     if options.output_type == "latent":
         return frames
@@ -111,12 +117,10 @@ def deliver(frames: Tensor, request: Request, seed: int | None, path: Path | Non
         return pixels
     if options.output_type == "pil":
         return [Image.fromarray(frame) for frame in pixels]
-    made = {"software": f"modelscope-i2v {__version__}", "text": request.text}
-    made |= {**options.metadata(), "seed": seed}
     settings = {
         "fps": request.fps,
         "crf": options.crf,
-        "metadata": {name: value for name, value in made.items() if value not in (None, "")},
+        "metadata": record.of_video(request, seed, model),
         "audio": request.audio,
     }
     try:

@@ -56,6 +56,8 @@ class Request:
     fps: float = 8.0
     """Frame rate of the written file."""
     audio: Any = None
+    source: Mapping[str, Any] | None = None
+    """The file that the input came from, see :func:`modelscope_i2v.engine.record.of_input`."""
     text_rows: int = 1
     """Rows of 77 tokens that the text, or what the video should not show, takes."""
 

@@ -285,7 +285,7 @@ class VideoPipeline(Pipeline):
         videos = inputs["videos"]
         paths = check_paths(output_video, [video.job.request.options.output_type for video in videos])
         made = [
-            deliver(video.frames, video.job.request, video.job.seed, path)
+            deliver(video.frames, video.job.request, video.job.seed, path, self.generator.record)
             for video, path in zip(videos, paths)
         ]
         return {OutputKeys.OUTPUT_VIDEO: made if len(made) > 1 else made[0]}

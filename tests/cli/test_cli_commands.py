@@ -141,12 +141,12 @@ def test_a_text_becomes_several_videos(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["image-to-video", "none.png"], "no file 'none.png'"),
+        (["image-to-video", "none.png"], "no file none.png"),
         (["image-to-video", "."], "is a directory"),
         (["image-to-video", "empty"], "is empty"),
         (["image-to-video", "note.txt"], "not a picture"),
         (["image-to-video", picture(), "--max-pixels", 100], "max_pixels"),
-        (["video-to-video", "none.mp4"], "no file 'none.mp4'"),
+        (["video-to-video", "none.mp4"], "no file none.mp4"),
         (["video-to-video", "."], "is a directory"),
         (["video-to-video", "empty"], "is empty"),
         (["video-to-video", "note.txt"], "not a video"),
@@ -160,7 +160,7 @@ def test_a_text_becomes_several_videos(run, tmp_path):
         (["text-to-video", "a", "--model", "."], "configuration.json"),
         (["text-to-video", "a", "--model", "note.txt"], "is a file"),
         (["text-to-video", "a", "--model", model_directory(IMAGE_TO_VIDEO.task)], "image-to-video"),
-        (["animate", "none.png"], "no file 'none.png'"),
+        (["animate", "none.png"], "no file none.png"),
         (["animate", "--refine", "note.txt"], "not a video"),
         (["animate", picture(), "-o", "none/a.mp4"], "folder 'none'"),
         (["animate", picture(), "--first-model", "none"], "no model directory 'none'"),

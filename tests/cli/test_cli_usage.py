@@ -115,7 +115,7 @@ def test_help_tells_where_the_models_of_a_task_differ(run):
     assert "(default: 256, of i2vgen-xl 704)" in text
     assert "what the video should not show (default: a list of usual flaws); for i2vgen-xl only" in text
     assert "what happens in the video, in English; for i2vgen-xl only" in text
-    assert "frames per second of the written video (default: 8)" in text
+    assert "frames per second of the written video, 0.01 to 1000 (default: 8)" in text
 
 
 def test_the_version(run):
