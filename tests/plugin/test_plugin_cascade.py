@@ -34,7 +34,7 @@ def pipe():
 
 def test_two_models_are_a_cascade(pipe):
     made = pipe(str(picture()), text="A boat.", output_type="np", **SMALL)[OutputKeys.OUTPUT_VIDEO]
-    cascade = Cascade.load((FIRST, SECOND), "cpu")
+    cascade = Cascade.load((FIRST, SECOND), device="cpu")
     (right,) = cascade([{"image": str(picture()), "text": "A boat."}], output_type="np", **SMALL)
     assert type(pipe) is pipelines.ImageToVideoPipeline
     assert made.shape == (2, 80, 64, 3) and np.array_equal(made, right)

@@ -224,7 +224,7 @@ def test_both_stages_come_from_the_cache(cache, canary, offline):
     ]
     pipe = pipeline(TASK, model=list(names), device="cpu")
     assert [model.model_dir for model in pipe.models] == list(map(str, paths))
-    cascade = Cascade.load(names, "cpu")
+    cascade = Cascade.load(names, device="cpu")
     assert (cascade.first.family, cascade.second.family) == (I2VGEN_XL, VIDEO_TO_VIDEO)
 
 
