@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import VideoError
 from ..version import __version__
-from . import animate, convert, demo, doctor, evaluate, make, switch, train
+from . import animate, convert, decode, demo, doctor, evaluate, make, switch, train
 from . import inspect as inspection
 from .parser import PROGRAM, Parser, UsageError, common, note
 
@@ -116,7 +116,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         commands.update(dict.fromkeys((name, *aliases), made))
         return made
 
-    for module in (make, animate, demo, train, convert, evaluate, inspection, doctor, switch):
+    for module in (make, animate, decode, demo, train, convert, evaluate, inspection, doctor, switch):
         module.add_commands(command)
     return parser, commands
 

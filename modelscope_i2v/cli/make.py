@@ -19,6 +19,7 @@ from ..errors import CheckpointError, OutputError
 from ..spec.families import FAMILIES, I2VGEN_XL, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, VIDEO_TO_VIDEO, Family
 from ..spec.options import FIELDS, options_of
 from . import like
+from .decode import check_latents_path, is_latents, save
 from .parser import (
     PROGRAM,
     UsageError,
@@ -38,7 +39,8 @@ _LONGEST_NAME = 60
 """Letters of a name that is made from a text or a URL."""
 
 OUTPUT = (
-    "file to write: .mp4, .mov, .mkv, .webm, .gif, .webp, or a name without an ending for a folder of PNGs "
+    "file to write: .mp4, .mov, .mkv, .webm, .gif, .webp, a name without an ending for a folder of PNGs, or "
+    ".safetensors for the latents, which decode makes a video of "
     "(default: a new .mp4 in this folder, named after the input)"
 )
 
@@ -150,7 +152,12 @@ def _run(family: Family, args: argparse.Namespace) -> int:
     )
     for number, (path, scale) in enumerate(args.lora, start=1):
         pipe.load_lora(path, scale, name=str(number))  # two files may have the same name
-    made = pipe(given, output_video=str(output), **options)["output_video"]
+    if is_latents(output):
+        latents = pipe(given, output_type="latent", **options)["output_video"]
+        save(latents, output, {**pipe.generator.record, "seed": seed})
+        made: Any = str(output)
+    else:
+        made = pipe(given, output_video=str(output), **options)["output_video"]
     seconds = time.monotonic() - start
     hint = "" if args.seed is not None else f"; --seed {seed} makes it again"
     for path in made if isinstance(made, list) else [made]:
@@ -224,7 +231,9 @@ def free_output(family: Family, args: argparse.Namespace, count: int) -> Path:
     from ..media.write import check_output
 
     new = args.output is None
-    path = check_output(_new_path(_stem(family, args.input), count) if new else args.output)
+    if not new and is_latents(args.output):
+        return check_latents_path(args.output)
+    path = check_output(new_path(_stem(family, args.input), count) if new else args.output)
     if family.reads_image or family.takes_video:
         for target in _numbered(path, count):
             if target.exists() and Path(args.input).exists() and target.samefile(args.input):
@@ -232,7 +241,7 @@ def free_output(family: Family, args: argparse.Namespace, count: int) -> Path:
     return path
 
 
-def _new_path(stem: str, count: int) -> Path:
+def new_path(stem: str, count: int) -> Path:
     """A path in the current folder that overwrites nothing."""
     path, number = Path(f"{stem}.mp4"), 0
     while any(target.exists() for target in _numbered(path, count)):

@@ -15,7 +15,7 @@ from modelscope_i2v.spec.families import FAMILIES, TASKS
 from modelscope_i2v.spec.options import FIELDS, options_of
 
 COMMANDS = ("image-to-video", "video-to-video", "text-to-video")
-ALL_COMMANDS = (*COMMANDS, "animate", "demo", "convert", "inspect", "doctor", "enable", "disable")
+ALL_COMMANDS = (*COMMANDS, "animate", "decode", "demo", "convert", "inspect", "doctor", "enable", "disable")
 
 
 def one_line(err: str) -> str:
