@@ -28,7 +28,7 @@ def build(config: CLIPConfig) -> nn.Module:
             )
         settings = open_clip.get_model_config(config.architecture)
     towers = {"vision_cfg": {*VISION_SIZES, "mlp_ratio"}, "text_cfg": {*TEXT_SIZES, "mlp_ratio"}}
-    other = set(settings) - {"embed_dim", *towers}
+    other = set(settings) ^ {"embed_dim", *towers}  # too many, or too few
     for key, known in towers.items():
         tower = settings.get(key, {})
         other |= {f"{key}.{name}" for name, value in tower.items() if name not in known or not _size(value)}
@@ -38,7 +38,7 @@ def build(config: CLIPConfig) -> nn.Module:
             f"towers: {', '.join(sorted(other)) or 'embed_dim'} cannot be used here."
         )
     try:
-        return open_clip.CLIP(settings["embed_dim"], *(dict(settings.get(key, {})) for key in towers))
+        return open_clip.CLIP(settings["embed_dim"], *(dict(settings[key]) for key in towers))
     except Exception as error:  # sizes that do not go together make it raise anything
         raise CheckpointError(
             "model_cfg.clip (embed_dim, vision_cfg, text_cfg) has sizes that make no towers of open_clip's."
