@@ -1,1 +1,1 @@
-"""Training: a configuration, the objective, the loop with its checkpoints, and what comes out of it."""
+"""Training: the configuration, the objective, the loop with its snapshots, and the resulting model."""

@@ -20,11 +20,11 @@ from ..spec.network import STUNetConfig
 
 _MEGABYTE = 1_000_000
 _PROCESS = 1500
-"""Megabytes that Python, PyTorch and ModelScope take by themselves."""
+"""Megabytes that a process with Python, PyTorch and ModelScope takes before a model is loaded."""
 
 
 def memory(weights: int, config: STUNetConfig, frames: int, height: int, width: int) -> dict[str, int]:
-    """What an inference service needs, in the fields of the hub's ``inferencespec``; megabytes.
+    """The hub's ``inferencespec``: an estimate of the memory for inference, in megabytes.
 
     Args:
         weights: bytes of the model's files.
@@ -32,23 +32,23 @@ def memory(weights: int, config: STUNetConfig, frames: int, height: int, width: 
     """
     canvas = config.canvas(height // 8, width // 8)
 
-    def working(dtype: torch.dtype) -> int:
+    def activations(dtype: torch.dtype) -> int:
         return denoising(config, 2, frames, *canvas, dtype)  # both branches of guidance
 
     def rounded(size: int) -> int:
         return math.ceil((size / _MEGABYTE + _PROCESS) / 500) * 500
 
-    # On a CPU numbers are fp32, in the files fp16 as a rule.
+    # Weights are fp32 on a CPU, and mostly fp16 in the files.
     return {
         "cpu": 4,
-        "memory": rounded(2 * weights + working(torch.float32)),
+        "memory": rounded(2 * weights + activations(torch.float32)),
         "gpu": 1,
-        "gpu_memory": rounded(weights + working(torch.float16)),
+        "gpu_memory": rounded(weights + activations(torch.float16)),
     }
 
 
 def inputs(family: Family) -> list[dict[str, Any]]:
-    """The inputs that the hub's page asks a visitor for."""
+    """The fields of the hub's demo page."""
     picture = {"type": "image", "name": "image", "title": "Picture"}
     video = {"type": "video", "name": "video_path", "title": "Video"}
     text = {"type": "text", "name": "text", "title": "Text", "validator": {"max_words": 75}}
@@ -62,8 +62,8 @@ def front_matter(
     """The YAML at the top of a card, between its lines of dashes.
 
     Args:
-        spec: of :func:`memory`.
-        example: values of the inputs by their names; files are ``git://`` and a path in the repository.
+        spec: the result of :func:`memory`.
+        example: values of the inputs by name; a file is ``git://`` and its path in the repository.
         fields: values that replace these fields or come in addition, such as ``license``.
     """
     content = {
@@ -127,8 +127,8 @@ def text(family: Family, header: str, name: str, facts: Mapping[str, Any], examp
     """A whole README.md.
 
     Args:
-        header: of :func:`front_matter`.
-        facts: what was trained, as a table.
+        header: the result of :func:`front_matter`.
+        facts: rows of the table about the training.
     """
     stand_ins = {"image": "picture.png", "video_path": "video.mp4"}
     given = {

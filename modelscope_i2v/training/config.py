@@ -129,7 +129,7 @@ def _weighting(value: Any) -> Any:
 
 
 def _object(required: tuple[tuple[str, ...], ...], known: Mapping[str, Check]) -> Check:
-    """An object with known keys, of which one of each group in ``required`` is there."""
+    """An object with known keys, and exactly one key of each group in ``required``."""
 
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -223,7 +223,7 @@ _LORA = _object(
 
 
 def _field(check: Check, help: str, default: Any = dataclasses.MISSING, harmless: bool = False) -> Any:
-    """``harmless``: a run may go on from a checkpoint that was made with another value."""
+    """``harmless``: a run may be resumed with another value."""
     metadata = {"check": check, "help": help, "harmless": harmless}
     if isinstance(default, (dict, list)):
         return field(default_factory=default.copy, metadata=metadata)
@@ -232,47 +232,56 @@ def _field(check: Check, help: str, default: Any = dataclasses.MISSING, harmless
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Every field's meaning is its ``help``; docs/guide/training.md has them as a table."""
+    """The settings of a training run. docs/guide/training.md lists the fields with their ``help``."""
 
     model: str = _field(_path, "a model directory in the hub's layout, or an id on the hub")
-    output: str = _field(_path, "the directory for checkpoints, curves and the model", harmless=True)
+    output: str = _field(_path, "directory for checkpoints, curves and the model", harmless=True)
     data: dict[str, Any] = _field(_DATA, "where clips come from")
     mode: str = _field(
-        _choice(*MODES), "scratch: a new U-Net; full: all of the model's own; lora: beside it", "scratch"
+        _choice(*MODES),
+        "scratch: train a new U-Net; full: fine-tune the model's U-Net; lora: train a LoRA for it",
+        "scratch",
     )
     initial_weights: str | None = _field(
-        _or_none(_path), "scratch: a U-Net file whose fitting tensors the new U-Net starts with", None
+        _or_none(_path),
+        "scratch: a U-Net file; its tensors of the same name and shape initialise the new U-Net",
+        None,
     )
     cache: str | None = _field(
-        _or_none(_path), "where latents and text states of a folder are kept", None, harmless=True
+        _or_none(_path),
+        "directory in which the latents and text states of a folder are cached",
+        None,
+        harmless=True,
     )
-    steps: int = _field(_whole(1), "optimiser steps in all", 10_000)
-    batch_size: int = _field(_whole(1, 65_536), "clips a step, on each device", 8)
-    gradient_accumulation: int = _field(_whole(1), "batches whose gradients are added up for a step", 1)
-    lr: float = _field(_number(0, above=True), "learning rate at its highest", 1e-4)
+    steps: int = _field(_whole(1), "number of optimiser steps", 10_000)
+    batch_size: int = _field(_whole(1, 65_536), "clips in a batch, on each device", 8)
+    gradient_accumulation: int = _field(_whole(1), "batches whose gradients are accumulated for one step", 1)
+    lr: float = _field(_number(0, above=True), "peak learning rate", 1e-4)
     lr_schedule: str = _field(
-        _choice("cosine", "constant"), "cosine: falls to 0 along one; constant: stays", "cosine"
+        _choice("cosine", "constant"), "cosine: decays to 0; constant: no decay", "cosine"
     )
     warmup: int = _field(_whole(0), "steps in which the learning rate rises from 0", 100)
-    optimizer: str = _field(
-        _choice("adamw", "muon"), "adamw, or muon, which learns a new network's rare things sooner", "adamw"
+    optimizer: str = _field(_choice("adamw", "muon"), "adamw or muon", "adamw")
+    weight_decay: float = _field(_number(), "weight decay of matrices; norms and biases have none", 0.01)
+    betas: tuple[float, float] = _field(_betas, "betas of AdamW", (0.9, 0.99))
+    max_grad_norm: float = _field(_number(), "gradients are clipped to this norm; 0: no clipping", 1.0)
+    ema: float = _field(
+        _number(0, 0.999999), "decay of the moving average of the weights; 0: no average", 0.999
     )
-    weight_decay: float = _field(_number(), "for weights, but not for norms and biases", 0.01)
-    betas: tuple[float, float] = _field(_betas, "of AdamW", (0.9, 0.99))
-    max_grad_norm: float = _field(_number(), "gradients longer than this are shortened; 0: never", 1.0)
-    ema: float = _field(_number(0, 0.999999), "decay of the averaged weights; 0: no average", 0.999)
     frames: int | None = _field(
-        _or_none(_whole(1, 10_000)), "frames of each training clip; null: all that the data has", None
+        _or_none(_whole(1, 10_000)), "frames of each training clip; null: all of the clip", None
     )
     frame_stride: int = _field(_whole(1, 1000), "2 takes every other frame, at half the fps", 1)
-    from_start: bool = _field(_truth, "frames are a clip's first, not any in a row", False)
+    from_start: bool = _field(_truth, "take a clip's first frames, not a random window", False)
     image_ratio: float = _field(_number(0, 1), "share of the batches that are single pictures", 0.0)
     condition_dropout: float = _field(
-        _number(0, 1), "share of the samples trained without text and picture, for guidance", 0.1
+        _number(0, 1),
+        "share of the samples trained without text and image, for classifier-free guidance",
+        0.1,
     )
-    dropped_text: str = _field(_text, "the text that these have", "")
+    dropped_text: str = _field(_text, "the text of these samples", "")
     noise_offset: float | None = _field(
-        _or_none(_number()), "weight of noise shared by a frame's pixels; null: the family's", None
+        _or_none(_number()), "weight of the noise that all pixels of a frame share; null: the family's", None
     )
     strength: float | None = _field(
         _or_none(_number(0, 1, above=True)),
@@ -281,35 +290,43 @@ class TrainConfig:
     )
     timesteps: Any = _field(
         _timesteps,
-        'how noise levels are drawn: uniform, stratified or {"power": p}, p below 1 for more high noise',
+        'distribution of timesteps: uniform, stratified or {"power": p}; p below 1 draws more high noise',
         "stratified",
     )
-    loss_weighting: Any = _field(_weighting, 'of the squared error: none, v or {"min_snr": m}', "none")
-    gradient_checkpointing: bool = _field(_truth, "compute activations twice, to keep fewer", False, True)
+    loss_weighting: Any = _field(
+        _weighting, 'weighting of the squared error: none, v or {"min_snr": m}', "none"
+    )
+    gradient_checkpointing: bool = _field(
+        _truth, "recompute activations in the backward pass, to use less memory", False, True
+    )
     mixed_precision: str = _field(
-        _choice("no", "bf16", "fp16"), "the type that networks compute in: no (fp32), bf16 or fp16", "no"
+        _choice("no", "bf16", "fp16"), "data type of the computation: no (fp32), bf16 or fp16", "no"
     )
     attention: str = _field(
         _choice("sdpa", "matmul", "xformers"),
-        "sdpa, xformers, or matmul, faster backwards in bf16 on a CPU",
+        "sdpa, xformers or matmul; matmul has the faster backward pass in bf16 on a CPU",
         "sdpa",
     )
     compile: bool = _field(_truth, "torch.compile: slow to start, then faster", False, True)
     device: str | None = _field(_or_none(_text), "cpu, cuda …; null: the best there is", None, True)
-    num_threads: int | None = _field(_or_none(_whole(1, 1024)), "of PyTorch on a CPU", None, harmless=True)
-    seed: int = _field(_whole(0, 2**63 - 1), "of weights, data order, noise", 0)
+    num_threads: int | None = _field(
+        _or_none(_whole(1, 1024)), "PyTorch's CPU threads; null: PyTorch's default", None, harmless=True
+    )
+    seed: int = _field(_whole(0, 2**63 - 1), "seed of weights, data order and noise", 0)
     log_every: int = _field(_whole(1), "steps between points of the curve", 20)
     checkpoint_every: int = _field(_whole(1), "steps between checkpoints", 500, harmless=True)
-    keep_checkpoints: int = _field(_whole(1), "how many of the last checkpoints stay", 2, harmless=True)
+    keep_checkpoints: int = _field(
+        _whole(1), "number of checkpoints that are kept, the latest", 2, harmless=True
+    )
     sample_every: int = _field(_whole(0), "steps between sample sheets; 0: none", 0, harmless=True)
-    sample_inputs: list[Any] = _field(_prompts, "inputs of the pipeline to make samples of", [], True)
+    sample_inputs: list[Any] = _field(_prompts, "pipeline inputs that samples are generated from", [], True)
     sample_options: dict[str, Any] = _field(
-        _settings, "options of the pipeline for samples", {}, harmless=True
+        _settings, "call options of the pipeline for samples", {}, harmless=True
     )
     max_minutes: float | None = _field(
-        _or_none(_number(0, above=True)), "stop after this time, with a checkpoint", None, harmless=True
+        _or_none(_number(0, above=True)), "stop after so many minutes, with a checkpoint", None, harmless=True
     )
-    lora: dict[str, Any] = _field(_LORA, "lora: rank, alpha, dropout and targets", {})
+    lora: dict[str, Any] = _field(_LORA, "lora: its rank, alpha, dropout and targets", {})
     card: dict[str, Any] = _field(_settings, "fields of the model card's front matter", {}, harmless=True)
 
     @classmethod
@@ -320,14 +337,14 @@ class TrainConfig:
             changes: values that replace the file's.
 
         Raises:
-            InputError: naming file and key, for a file that is no JSON object, a key that does not
-                exist or a value of the wrong kind.
+            InputError: the file holds no JSON object, a key that does not exist, or a wrong value. The
+                message names the file and the key.
         """
         return cls.of({**read_values(path), **(changes or {})}, str(path))
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str = "the training configuration") -> TrainConfig:
-        """Checks values by their names; ``source`` is what errors call them. Raises InputError."""
+        """A configuration from its values; ``source`` is their name in messages. Raises InputError."""
         fields = {item.name: item for item in dataclasses.fields(cls)}
         checked = {}
         for key, value in values.items():
@@ -353,21 +370,24 @@ class TrainConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON would have it."""
+        """The values as JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def published(self) -> dict[str, Any]:
-        """As :meth:`to_dict`, for others to read: of every path on this machine its last name alone."""
+        """As :meth:`to_dict`, for publication: paths on this machine are cut to their last name."""
         values = {key: _public(value) for key, value in self.to_dict().items()}
         for holder, keys in ((values, _PATHS), (values["data"], _DATA_PATHS)):
             holder.update({key: _last_name(holder[key]) for key in keys if holder.get(key)})
         return values
 
     def check_resume(self, earlier: Mapping[str, Any], where: str | Path) -> None:
-        """Raises InputError if a run of this configuration cannot continue one of ``earlier``.
+        """Raises InputError if this configuration cannot resume a run of the configuration ``earlier``.
 
-        More ``steps`` are fine where the learning rate is constant; along a cosine they would change the
-        curve that is already drawn.
+        ``steps`` may change with a constant learning rate; with a cosine schedule they would change the
+        learning rates of the steps that are done.
+
+        Args:
+            where: the snapshot of the earlier run, for the message.
         """
         mine, earlier = _comparable(self.to_dict()), _comparable(earlier)
         for item in dataclasses.fields(self):
@@ -426,6 +446,6 @@ def _last_name(path: str) -> str:
 
 
 def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the number of threads that decode, which changes no clip."""
+    """The values without the number of decoding threads, which does not change the clips."""
     data = {key: value for key, value in values["data"].items() if key != "workers"}
     return {**values, "data": data}

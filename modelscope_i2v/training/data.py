@@ -1,4 +1,4 @@
-"""From the configuration's ``data`` to clips."""
+"""Opens the clips that the configuration's ``data`` names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def open_data(
     progress: bool | None = None,
     entries: Sequence[Entry] | None = None,
 ) -> Cache | LiveData:
-    """The clips that the configuration names; from a folder, they are cached where it says so.
+    """The clips that the configuration names, cached on the disk if it has ``cache``.
 
     Args:
-        encoders: loads them; it is not called for clips that are encoded already.
-        entries: in place of those that the configuration names.
+        encoders: loads the encoders; not called if all clips are in a cache.
+        entries: clips that replace the configuration's.
 
     Raises:
-        InputError: for data that are not there, cannot be read, or differ from those in the cache.
+        InputError: the data do not exist, cannot be read, or differ from those in the cache.
     """
     settings, family = config.data, directory.family
     if "cache" in settings:
@@ -51,7 +51,7 @@ def open_data(
         frames,
     )
     if cut.height % 8 or cut.width % 8:
-        raise InputError(f"data: {cut.width}x{cut.height} should be multiples of 8, set height and width.")
+        raise InputError(f"data: {cut.width}x{cut.height} should be multiples of 8; set height and width.")
     if cut.frames < frames:
         apart = f", {config.frames} at a frame_stride of {config.frame_stride}" if config.frames else ""
         raise InputError(f"data.max_frames is {cut.frames} and should be at least frames ({frames}{apart}).")
@@ -69,7 +69,7 @@ def open_data(
     if config.cache is None:
         return live()
     place, mark = Path(config.cache), fingerprint(entries, cut)
-    machine.alone(lambda: (place / INDEX).is_file() or live().write(place, progress))
+    machine.on_main(lambda: (place / INDEX).is_file() or live().write(place, progress))
     cache = Cache.open(place)
     if cache.made_by != made_by(mark, directory):
         raise InputError(
@@ -81,7 +81,7 @@ def open_data(
 
 
 def _fitting(cache: Cache, directory: ModelDirectory) -> Cache:
-    """Raises InputError for a cache whose shapes are not those of the model."""
+    """Raises InputError if the cache's shapes do not fit the model."""
     unet, family = directory.unet, directory.family
     wrong = []
     for shard in cache.shards:

@@ -1,4 +1,4 @@
-"""Where a run computes: one process, or several of them by Accelerate."""
+"""The processes of a run: one, or several with Accelerate."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from ..devices import resolve_device
 from ..errors import InputError
 
-PATIENCE = datetime.timedelta(days=2)
-"""How long processes wait for another one, which may be making a cache of all data."""
+TIMEOUT = datetime.timedelta(days=2)
+"""How long processes wait for the main one, which may be encoding all data into a cache."""
 
 
 class Machine:
-    """This process among those of a run.
+    """This process of a run.
 
-    ``accelerate launch`` and ``torchrun`` start several processes; each then has a device and an equal share
-    of every step's clips. Alone, nothing of Accelerate is needed.
+    ``accelerate launch`` and ``torchrun`` start several processes; each has its own device and an equal share
+    of every step's clips. A single process does not need Accelerate.
 
     Attributes:
-        device: of this process.
-        rank, world: its number, and how many there are.
+        device: the device of this process.
+        rank, world: number of this process, and of all processes.
 
     Raises:
-        InputError: for a device that is not there, and for several processes without Accelerate.
+        InputError: a device that does not exist, or several processes without Accelerate.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -44,40 +44,37 @@ class Machine:
                     "Training by several processes needs the package accelerate: "
                     "pip install modelscope-i2v[train]."
                 ) from error
-            patient = InitProcessGroupKwargs(timeout=PATIENCE)
-            self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
+            waiting = InitProcessGroupKwargs(timeout=TIMEOUT)
+            self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[waiting])
             self.device, self.rank = self._accelerator.device, self._accelerator.process_index
         else:
             self.device = resolve_device(device)
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """True in the process that writes files and shows progress."""
         return self.rank == 0
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network to compute with: its gradients are averaged over all processes."""
+        """The network wrapped so that gradients are averaged over all processes."""
         return network if self._accelerator is None else self._accelerator.prepare_model(network)
 
-    def local(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Meanwhile, gradients stay in this process: more are to be added to them."""
+    def no_sync(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """A context in which gradients are accumulated without being averaged over the processes."""
         return contextlib.nullcontext() if self._accelerator is None else self._accelerator.no_sync(network)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Of a number over all processes."""
+        """The mean of a number over all processes."""
         return value if self._accelerator is None else self._accelerator.reduce(value, "mean")
 
-    def any(self, wish: bool) -> bool:
-        """Whether any process wishes something."""
+    def any(self, flag: bool) -> bool:
+        """True if the flag is set in any process."""
         if self._accelerator is None:
-            return wish
-        return bool(self._accelerator.reduce(torch.tensor(float(wish), device=self.device), "sum") > 0)
+            return flag
+        return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0)
 
-    def alone(self, act: Callable[[], object]) -> None:
-        """Has the main process do something, while the others wait.
-
-        An error of it ends all of them.
-        """
+    def on_main(self, act: Callable[[], object]) -> None:
+        """Calls ``act`` in the main process while the others wait. An error in it ends all processes."""
         error: Exception | None = None
         if self.main:
             try:

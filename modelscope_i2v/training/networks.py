@@ -1,4 +1,4 @@
-"""The network that is trained: how it begins, and the average of its weights."""
+"""The trained network: initialisation, gradient checkpointing, the moving average of its weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..networks.stunet import STUNet
 from ..spec.network import STUNetConfig
 
 
-def started(config: STUNetConfig, seed: int) -> STUNet:
-    """A new U-Net whose residual branches begin at zero, as the originals' did; fp32, in training mode.
+def new_network(config: STUNetConfig, seed: int) -> STUNet:
+    """A new U-Net, fp32, in training mode, whose residual branches end in a zero layer, as in the originals.
 
-    The last layer begins at zero too, so the first prediction is the mean of all targets.
+    The output layer is zero too: the first prediction is zero, the mean of all targets.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -41,10 +41,10 @@ def started(config: STUNetConfig, seed: int) -> STUNet:
     return network.train()
 
 
-def take_over(network: nn.Module, path: str | Path) -> tuple[int, int]:
-    """Copies those tensors of a weights file that fit the network by name and shape.
+def load_matching(network: nn.Module, path: str | Path) -> tuple[int, int]:
+    """Loads the tensors of a weights file that match the network's by name and shape.
 
-    Returns how many there were, and how many the network has. Raises InputError if none fits.
+    Returns the number of these tensors and of all tensors of the network. Raises InputError if none matches.
     """
     own = network.state_dict()
     given = select(read_tensors(path).tensors, own)
@@ -57,15 +57,15 @@ def take_over(network: nn.Module, path: str | Path) -> tuple[int, int]:
     return len(fitting), len(own)
 
 
-def own(network: STUNet) -> STUNet:
-    """The same with memory of its own: loaded parameters may be a mapped file."""
+def in_memory(network: STUNet) -> STUNet:
+    """Copies the parameters into memory: loaded ones may belong to a mapped file."""
     for parameter in network.parameters():
         parameter.data = parameter.data.clone()
     return network
 
 
-def checkpointed(network: STUNet) -> None:
-    """Has the U-Net's stages keep only their input for the backward pass, and compute the rest again."""
+def checkpoint_gradients(network: STUNet) -> None:
+    """Gradient checkpointing: each stage keeps only its input and recomputes its activations backwards."""
     for stage in (*network.input_blocks, network.middle_block, *network.output_blocks):
         wrap(stage, Order.CHECKPOINTING, functools.partial(checkpoint, use_reentrant=False))
 
@@ -83,11 +83,10 @@ class InOneCall(nn.Module):
         return self.unet(latents, timesteps, prepared)
 
 
-class Average:
+class EMA:
     """The exponential moving average of parameters.
 
-    Its decay begins low, min(decay, (1 + n) / (10 + n)) at update n, so that the random beginning is soon
-    forgotten.
+    The decay at update n is min(decay, (1 + n) / (10 + n)), so that the initial weights soon lose influence.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
@@ -109,7 +108,7 @@ class Average:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network has the averaged weights meanwhile."""
+        """A context in which the network has the averaged weights."""
         kept = {name: value.detach().clone() for name, value in self.live.items()}
         try:
             self._put(self.values)

@@ -1,4 +1,4 @@
-"""What a network is trained to predict, and how its error is weighed. Pure functions of tensors."""
+"""The training objective: noised latents, prediction targets, weights of the loss."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from ..sampling.schedules import SCHEDULES
 from ..spec.families import Family
 
 HEAVIEST = 200.0
-"""The largest weight of a squared error: at zero terminal SNR it would be without bound."""
+"""The largest weight of a squared error; at zero terminal SNR it would be infinite."""
 
 
 @dataclass(frozen=True)
 class Noised:
-    """A batch as the network sees it."""
+    """A noised batch, with its target."""
 
     latents: Tensor
     """x_t [b, 4, f, h, w]."""
     timesteps: Tensor
     """[b], int64."""
     target: Tensor
-    """What the network should say of ``latents``, of their shape."""
+    """The prediction that the network should make, of the shape of ``latents``."""
     weight: Tensor
-    """Of each sample's squared error [b]."""
+    """Weight of each sample's squared error [b]."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """How a family of checkpoints is trained.
+    """The training objective of a family.
 
     Attributes:
-        alphas, sigmas: of the family's schedule, fp32 [1000].
+        alphas, sigmas: the family's schedule, fp32 [1000].
         prediction: ``v`` or ``eps``.
-        timesteps, weighting: as :class:`modelscope_i2v.training.config.TrainConfig` has them.
-        noise_offset: weight of the noise that a frame's channel shares.
-        start: the noisiest timestep that samples are restored from, for families that take a video.
+        timesteps, weighting: ``timesteps`` and ``loss_weighting`` of
+            :class:`modelscope_i2v.training.config.TrainConfig`.
+        noise_offset: weight of the noise that all pixels of a frame's channel share.
+        start: for families that take a video, the timestep at which sampling starts.
     """
 
     alphas: Tensor
@@ -61,7 +62,7 @@ class Objective:
         strength: float | None = None,
         device: torch.device | str = "cpu",
     ) -> Objective:
-        """The family's own, but for what is given."""
+        """The family's objective; arguments that are not None replace its settings."""
         schedule = SCHEDULES[family.schedule]()
         reach = family.strength if strength is None else strength
         return cls(
@@ -89,7 +90,7 @@ class Objective:
         return (u * reach).long().clamp(max=reach - 1)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Noise [b, 4, f, h, w], with the family's offset, as sampling draws it."""
+        """Noise [b, 4, f, h, w] with the noise offset, as in sampling."""
         noise = torch.randn(shape, generator=generator, device=generator.device)
         if self.noise_offset:
             shared = torch.randn((*shape[:3], 1, 1), generator=generator, device=generator.device)
@@ -97,12 +98,11 @@ class Objective:
         return noise
 
     def noised(self, clean: Tensor, noise: Tensor, timesteps: Tensor, source: Tensor | None = None) -> Noised:
-        """Adds noise, and says what the network should predict.
+        """Noised latents with their target.
 
-        Where there is a ``source`` (a degraded clip), the noisy latents lie on a way from it to ``clean``:
-        wholly at the source from the noisiest timestep down to where they leave it, at ``clean`` in the
-        lower half; the target is the one whose denoised latents are ``clean`` at every timestep. Sampling
-        starts from the source with noise and arrives at the clean clip.
+        With a ``source`` (a degraded clip), the latents before noising are an interpolation: the source at
+        :attr:`start`, where sampling begins, linearly down to ``clean`` at half of it, and ``clean`` below.
+        At every timestep the target is the prediction whose denoised latents are ``clean``.
 
         Args:
             clean, noise, source: [b, 4, f, h, w], fp32.
@@ -123,10 +123,10 @@ class Objective:
         return Noised(latents, timesteps, target, self.weight(timesteps))
 
     def weight(self, timesteps: Tensor) -> Tensor:
-        """Of each sample's squared error [b].
+        """Weight of each sample's squared error [b].
 
-        ``v``: as if the error were one of v. ``min_snr``: Hang et al., "Efficient Diffusion Training via
-        Min-SNR Weighting Strategy" (arXiv:2303.09556).
+        ``v``: the squared error of v, whatever the network predicts. ``min_snr``: Hang et al.,
+        "Efficient Diffusion Training via Min-SNR Weighting Strategy" (arXiv:2303.09556).
         """
         alpha, sigma = self.alphas[timesteps], self.sigmas[timesteps]
         predicts_v = self.prediction == "v"

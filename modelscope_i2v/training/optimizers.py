@@ -1,4 +1,4 @@
-"""The optimizers that a configuration can name."""
+"""AdamW and Muon."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from .config import TrainConfig
 
 SMALLEST = 16
-"""Matrices with fewer rows or columns, such as a first convolution's, are AdamW's."""
+"""AdamW updates matrices with fewer rows or columns, such as the first convolution's."""
 RMS = 0.6
-"""The root mean square of Muon's update at a learning rate of 1: AdamW's is of that order."""
+"""Root mean square of Muon's update at a learning rate of 1; about that of AdamW."""
 
 
 def optimizers(config: TrainConfig, network: nn.Module) -> list[torch.optim.Optimizer]:
-    """One or two, for those parameters of a network that take a gradient.
+    """The configured optimizers, one or two, for the parameters that require a gradient.
 
-    Vectors, such as norms' weights and all biases, are without weight decay.
+    Vectors, that is, norms and biases, have no weight decay.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     vectors = [parameter for parameter in trained if parameter.ndim < 2]
@@ -40,11 +40,11 @@ def optimizers(config: TrainConfig, network: nn.Module) -> list[torch.optim.Opti
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal: every direction moves as far as any other.
+    """Momentum with orthogonalised updates, whose singular values are all about 1.
 
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); updates are scaled to
     a given root mean square, after Liu et al., "Muon is Scalable for LLM Training" (arXiv:2502.16982). A
-    convolution's weight [o, i, …] is the matrix [o, i·…]; PyTorch's own Muon takes none but plain matrices.
+    convolution's weight [o, i, …] is taken as the matrix [o, i·…]; PyTorch's own Muon takes matrices only.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(update.reshape(parameter.shape), alpha=far)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's."""
+        """The update with Nesterov momentum."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -81,9 +81,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About the nearest matrices [n, o, i] whose singular values are all 1 (they come to lie in 0.7 … 1.2).
+    """The matrices [n, o, i] with their singular values brought to about 1 (0.7 … 1.2).
 
-    By a Newton-Schulz iteration in bf16, with the coefficients of the Muon paper.
+    A Newton-Schulz iteration in bf16, with Muon's coefficients.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT

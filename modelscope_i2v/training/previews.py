@@ -1,4 +1,4 @@
-"""What the network can do so far: sheets of sampled videos."""
+"""Previews: sheets of videos sampled during training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..media.sheet import contact_sheet
 from ..networks.stunet import STUNet
 
 SEED = 1
-"""Of samples whose options name none: the same in every sheet, so that sheets can be compared."""
+"""Seed of samples whose options have none; the same in every sheet, so that sheets can be compared."""
 
 
-class Sampler:
-    """Makes the same samples again and again.
+class Previews:
+    """Generates the same samples at different steps.
 
-    Raises InputError, when made, for inputs or options that the pipeline would not take.
+    Raises InputError for inputs or options that the pipeline does not take.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Sampler:
             self.generator.prepare(given, **self.options)
 
     def sheet(self) -> Image.Image:
-        """One row of frames for each input, by the network as it is now."""
+        """A sheet with a row of frames for each input, generated with the current weights."""
         unet = self.generator.unet
         training = unet.training
         unet.eval()

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines elsewhere, and the time that remains, measured."""
+"""Progress of a run: a bar on a terminal, lines elsewhere, with the remaining time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tqdm import tqdm
 from ..progress import remaining, terminal_bar
 
 _WINDOW = 200
-"""Steps whose time tells that of the steps to come; checkpoints and samples among them count too."""
+"""Steps whose mean time estimates the remaining time; it includes snapshots and samples."""
 _PAUSE = 30.0
 """Seconds between lines where there is no terminal."""
 
 
 class Progress:
-    """Shows steps ``first`` … ``total``. ``show``: None asks the terminal; False is silent."""
+    """Shows the steps ``first`` … ``total``: a bar, or lines (``show=None`` off a terminal), or nothing."""
 
     def __init__(self, first: int, total: int, show: bool | None = None) -> None:
         self.total, self.step = total, first
@@ -27,7 +27,7 @@ class Progress:
         self.bar.update(first)
         self.lines = self.bar.disable and show is not False
         self.times: deque[float] = deque([time.monotonic()], maxlen=_WINDOW + 1)
-        self.told = time.monotonic()
+        self.printed = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
@@ -44,20 +44,20 @@ class Progress:
     def _update(self, step: int, loss: float | None) -> None:
         now = time.monotonic()
         self.times.append(now)
-        told = f"{self._pace():.2f} s a step, {remaining(self.seconds_left())} left"
-        told = told if loss is None else f"loss {loss:.4f}, {told}"
-        self.bar.set_postfix_str(told, refresh=False)
+        text = f"{self._pace():.2f} s a step, {remaining(self.seconds_left())} left"
+        text = text if loss is None else f"loss {loss:.4f}, {text}"
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(step - self.step)
         self.step = step
-        if self.lines and (now - self.told > _PAUSE or step == self.total):
-            self.told = now
-            print(f"step {step:,} of {self.total:,}: {told}", file=sys.stderr, flush=True)
+        if self.lines and (now - self.printed > _PAUSE or step == self.total):
+            self.printed = now
+            print(f"step {step:,} of {self.total:,}: {text}", file=sys.stderr, flush=True)
 
     def _pace(self) -> float:
         return (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
 
     def seconds_left(self) -> float:
-        """At the pace of the last steps, the first left out while there are few: it may have compiled."""
+        """Estimate from the last steps, at first without step one, which may include compilation."""
         times = list(self.times)[1 if len(self.times) > 2 and len(self.times) <= _WINDOW else 0 :]
         pace = (times[-1] - times[0]) / max(len(times) - 1, 1)
         return pace * (self.total - self.step - 1)

@@ -35,10 +35,10 @@ from .config import TrainConfig
 from .curves import Board, CurveFile, draw
 from .data import open_data
 from .machine import Machine
-from .networks import Average, InOneCall, checkpointed, own, started, take_over
+from .networks import EMA, InOneCall, checkpoint_gradients, in_memory, load_matching, new_network
 from .objective import Noised, Objective, loss
 from .optimizers import optimizers
-from .previews import Sampler
+from .previews import Previews
 from .progress import Progress
 from .result import add_card, write_model
 
@@ -51,7 +51,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of the step that follows ``step`` finished ones."""
+    """Learning rate of the step after ``step`` finished ones."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.lr_schedule == "constant":
@@ -61,24 +61,24 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class Trainer:
-    """One run.
+    """A training run.
 
     Args:
-        config: what to do.
-        resume: go on from the last checkpoint in the output directory, if there is one.
-        progress: show a bar; None: on a terminal, and lines now and then elsewhere.
-        entries: clips in place of those that the configuration names.
+        config: the settings.
+        resume: resume from the last snapshot in the output directory, if it has one.
+        progress: show a bar; None: a bar on a terminal, and a line every half minute elsewhere.
+        entries: clips that replace those of the configuration.
 
     Attributes:
-        step: how many are done.
-        curve: its points.
-        unet: the network in training, fp32.
+        step: number of finished steps.
+        curve: points of the loss curve.
+        unet: the network that is trained, fp32.
         stopped_by: number of the signal that ended the run; None if none did.
 
     Raises:
-        InputError: before anything is trained, for data that do not fit, a run that is already there and
-            is not to be resumed, or one that was made with another configuration.
-        CheckpointError: for a model directory that cannot be used.
+        InputError: the data do not fit; the output has a run and ``resume`` is False; or that run has another
+            configuration.
+        CheckpointError: the model directory or the snapshot cannot be used.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class Trainer:
         self.trained = {
             name: parameter for name, parameter in self.unet.named_parameters() if parameter.requires_grad
         }
-        self.average = Average(self.trained.items(), config.ema) if config.ema else None
+        self.average = EMA(self.trained.items(), config.ema) if config.ema else None
         self.optimizers = optimizers(config, self.unet)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
-        self.sampler = self._sampler()
+        self.previews = self._previews()
         self.parallel = self.machine.parallel(InOneCall(self.unet))
         self.compute = torch.compile(self._loss, dynamic=False) if config.compile else self._loss
         self.step, self.seconds = 0, 0.0
@@ -126,17 +126,17 @@ class Trainer:
         if self.start is not None:
             self._restore(self.start)
 
-    # What a run is made of
+    # Parts of a run
 
     @functools.cached_property
     def encoders(self) -> Encoders:
-        """The other networks of the model."""
+        """The model's other networks."""
         return Encoders(self.directory, self.device)
 
     def _last(self, resume: bool) -> Path | None:
         """The snapshot to go on from, whose configuration has been checked."""
         if (self.output / LOCK).is_file():
-            self.machine.alone(self._check_free)
+            self.machine.on_main(self._check_free)
         found = snapshot.snapshots(self.output / CHECKPOINTS)
         if not found:
             return None
@@ -180,15 +180,17 @@ class Trainer:
     def _network(self) -> STUNet:
         config = self.config
         if config.mode == "scratch":
-            network = started(self.directory.unet, config.seed)
+            network = new_network(self.directory.unet, config.seed)
             if config.initial_weights:
-                fitting, of = take_over(network, config.initial_weights)
-                logger.warning("%s: %d of %d tensors taken over", config.initial_weights, fitting, of)
+                fitting, of = load_matching(network, config.initial_weights)
+                logger.warning(
+                    "%s: %d of %d tensors match and are loaded", config.initial_weights, fitting, of
+                )
         else:
             with torch.device("meta"):
                 network = STUNet(self.directory.unet)
             load_module(network, self.directory.read("unet"), dtype=torch.float32)
-            network = own(network)
+            network = in_memory(network)
             if config.mode == "lora":
                 from ..adapters.lora import add_lora
 
@@ -201,10 +203,10 @@ class Trainer:
         network.to(self.device)
         channels_last(network)
         if config.gradient_checkpointing:
-            checkpointed(network)
+            checkpoint_gradients(network)
         return use_kernel(network, config.attention)
 
-    def _sampler(self) -> Sampler | None:
+    def _previews(self) -> Previews | None:
         config = self.config
         if not (config.sample_every and self.machine.main):
             return None
@@ -213,15 +215,13 @@ class Trainer:
             texts = [text for text in self.batches.data.captions if text != config.dropped_text]
             inputs = texts[:: max(len(texts) // 4, 1)][:4]
         if not inputs:
-            raise InputError(
-                f"sample_every needs sample_inputs: {self.family.name} does not go by text alone."
-            )
-        return Sampler(self.encoders, self.unet, inputs, config.sample_options)
+            raise InputError(f"sample_every needs sample_inputs: {self.family.name} needs more than a text.")
+        return Previews(self.encoders, self.unet, inputs, config.sample_options)
 
     # One step
 
     def _loss(self, noised: tuple[Tensor, ...], conditions: Mapping[str, Tensor]) -> Tensor:
-        """The mean loss of a batch; what ``compile`` compiles."""
+        """The mean loss of a batch; the function that ``compile`` compiles."""
         dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
             self.config.mixed_precision
         ]
@@ -229,7 +229,7 @@ class Trainer:
             return loss(self.parallel, Noised(*noised), conditions).mean()
 
     def prepare(self, batch: Batch, number: int) -> tuple[Noised, dict[str, Tensor]]:
-        """A batch with its noise, timesteps and dropped conditions, all drawn from the batch's number."""
+        """A noised batch and its conditions; all random numbers follow from the batch's number."""
         generator = torch.Generator().manual_seed(self._seed(number, 0))
         count = len(batch.latents)
         timesteps = self.objective.draw(count, generator)
@@ -246,7 +246,7 @@ class Trainer:
         return self.objective.noised(clean, noise, timesteps, source), conditions
 
     def _step(self) -> tuple[Tensor, Tensor]:
-        """One optimiser step; returns its loss and the length of its gradient."""
+        """One optimiser step; returns the loss and the gradient's norm."""
         config, total = self.config, torch.zeros((), device=self.device)
         parts, machine = config.gradient_accumulation, self.machine
         for optimizer in self.optimizers:
@@ -255,10 +255,10 @@ class Trainer:
         for number in range(self.step * parts, (self.step + 1) * parts):
             batch = self.batches.batch(number, machine.rank, machine.world)
             noised, conditions = self.prepare(batch, number)
-            torch.manual_seed(self._seed(number, 1))  # of the network's dropout
+            torch.manual_seed(self._seed(number, 1))  # for dropout
             fields = (noised.latents, noised.timesteps, noised.target, noised.weight)
             more = number + 1 < (self.step + 1) * parts
-            with machine.local(self.parallel) if more else contextlib.nullcontext():
+            with machine.no_sync(self.parallel) if more else contextlib.nullcontext():
                 value = self.compute(fields, conditions) / parts
                 self.scaler.scale(value).backward()
             total += value.detach()
@@ -276,44 +276,45 @@ class Trainer:
         return total, norm
 
     def _check(self, value: Tensor, norm: Tensor) -> None:
-        """Raises NumericalError before weights are changed by what is no number.
+        """Raises NumericalError for NaN or infinity, before the weights are changed.
 
-        Gradients may be infinite in the steps by which fp16's loss scaling finds its scale: those it skips.
+        With fp16's loss scaling, gradients may be infinite: it skips these steps and lowers the scale.
         """
         scaled = self.scaler.is_enabled()
         for what, found in (("loss", value), ("gradient", norm)):
             if not (torch.isfinite(found) or (scaled and what == "gradient")):
                 raise NumericalError(
                     f"The {what} is {found.item()} at step {self.step + 1}. A lower lr, or mixed_precision "
-                    "'bf16' or 'no', may help; the last checkpoint is as it was."
+                    "'bf16' or 'no', may help; the last checkpoint is unchanged."
                 )
 
     def _seed(self, number: int, purpose: int) -> int:
-        """Of the random numbers for one purpose in one batch; each process has others.
+        """Seed of one batch's random numbers for one purpose, different in each process.
 
-        The first process has the same as a run by itself.
+        That of the main process is the same as in a run with one process.
         """
         return _mixed(self.config.seed, number, purpose + 2 * self.machine.rank)
 
     # The run
 
     def run(self) -> Path | None:
-        """Trains to the end, or until ``max_minutes`` or a signal ends it, and leaves a checkpoint.
+        """Trains until the last step, ``max_minutes`` or a signal, and writes a snapshot.
 
-        Returns what came out, a model directory or a LoRA file; None where there is more to train.
+        Returns the path of the model directory or LoRA file; None if steps remain.
 
         Raises:
-            NumericalError: the loss or its gradient is no number any more.
-            OutputError: a checkpoint, the curve or the model cannot be written.
+            NumericalError: the loss or its gradient is NaN or infinite.
+            OutputError: a snapshot or the model cannot be written, or another run uses the output.
+            InputError: another run has written to the output since this one was made.
         """
         with contextlib.ExitStack() as lock, _stopping() as stop:
-            self.machine.alone(lambda: self._take_output(lock))
+            self.machine.on_main(lambda: self._take_output(lock))
             self._train(stop)
             self.stopped_by = stop[0] if stop and self.step < self.config.steps else None
             if self.step < self.config.steps:
                 return None
             target = self.output / ("lora.safetensors" if self.config.mode == "lora" else "model")
-            self.machine.alone(lambda: self.write(target))
+            self.machine.on_main(lambda: self.write(target))
             return target
 
     def _take_output(self, lock: contextlib.ExitStack) -> None:
@@ -356,7 +357,7 @@ class Trainer:
                 if self.step % config.checkpoint_every == 0:
                     self.save()
                     saved = self.step
-                if self.sampler is not None and self.step % config.sample_every == 0:
+                if self.previews is not None and self.step % config.sample_every == 0:
                     self._preview(board)
                 shown.update(self.step, self.curve[-1]["loss"] if self.curve else None)
                 late = config.max_minutes and time.monotonic() - began > 60 * config.max_minutes
@@ -377,16 +378,16 @@ class Trainer:
             logger.warning("The samples of step %d cannot be written (%s).", self.step, reason(error))
 
     def sample(self) -> Image.Image:
-        """A sheet of samples, by the averaged weights; also written to ``samples/step-….png``."""
+        """A sheet of samples of the averaged weights; also written to ``samples/step-….png``."""
         with self.average.in_place() if self.average else contextlib.nullcontext():
-            sheet = self.sampler.sheet()
+            sheet = self.previews.sheet()
         path = self.output / "samples" / f"step-{self.step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         sheet.save(path)
         return sheet
 
     def write(self, target: Path) -> Path:
-        """Writes what has been trained so far: a model directory, or a LoRA file. Raises OutputError."""
+        """Writes the current weights as a model directory or a LoRA file. Raises OutputError."""
         values = dict(self.average.values if self.average else self.trained)
         if self.config.mode == "lora":
             from ..adapters.lora import save_lora
@@ -418,15 +419,15 @@ class Trainer:
         return captions[0] if captions else ""
 
     def _count(self, value: float, norm: float) -> None:
-        """Adds a step to those that the curve's next point tells of.
+        """Adds a step to the sums of the curve's next point.
 
-        Infinite gradients, of steps that fp16's loss scaling skips, are not counted.
+        Infinite gradients, of steps that fp16's loss scaling skips, are left out.
         """
         sums = self.recent
         self.recent = [sums[0] + value, sums[1] + (norm if math.isfinite(norm) else 0.0), sums[2] + 1]
 
     def _point(self) -> None:
-        """Adds a point to the curve: means over the steps since the last."""
+        """Adds a point to the curve: means over the steps since the last point."""
         value, norm, count = self.recent
         point = {
             "step": self.step,
@@ -442,7 +443,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a training snapshot and the picture of the curve. Raises OutputError."""
-        self.machine.alone(self._save)
+        self.machine.on_main(self._save)
 
     def _save(self) -> None:
         made = snapshot.Snapshot(
@@ -490,7 +491,7 @@ class Trainer:
 
 
 def _mixed(*numbers: int) -> int:
-    """A seed that is another one for each tuple of numbers."""
+    """A seed made of several numbers; different numbers give different seeds."""
     value = 0
     for number in numbers:
         value = (value * 0x9E3779B97F4A7C15 + number + 0x632BE59BD9B4E019) % 2**64

@@ -279,7 +279,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(configured, tmp_path):
         return step()
 
     trainer._step = poisoned
-    with pytest.raises(NumericalError, match="The gradient is (inf|nan) at step 3.* checkpoint is as it"):
+    with pytest.raises(NumericalError, match="The gradient is (inf|nan) at step 3.* checkpoint is unchanged"):
         trainer.run()
     assert weights and all(torch.equal(value, weights[name]) for name, value in trainer.trained.items())
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -339,7 +339,7 @@ def test_samples_that_fail_end_no_training(configured, tmp_path, monkeypatch, ca
             raise error
         return Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr(trainer.sampler, "sheet", sheet)
+    monkeypatch.setattr(trainer.previews, "sheet", sheet)
     assert trainer.run() is not None
     assert "No samples at step 1: The device is full." in caplog.text
     assert "samples of step 2 cannot be written (No space left)" in caplog.text
@@ -413,7 +413,7 @@ def test_damaged_weights_of_a_snapshot_are_named(configured, tmp_path):
 
 def test_the_average():
     value = torch.nn.Parameter(torch.zeros(1))
-    average = networks.Average([("w", value)], 0.5)
+    average = networks.EMA([("w", value)], 0.5)
     expected = 0.0
     for update in range(8):
         value.data.fill_(update + 1.0)
@@ -441,6 +441,6 @@ def test_initial_weights_are_taken_where_they_fit(configured, models, caplog):
     own = trainer.unet.state_dict()
     assert own["input_blocks.0.0.weight"].shape != given["input_blocks.0.0.weight"].shape
     assert torch.equal(own["time_embed.0.weight"], given["time_embed.0.weight"])
-    assert f"of {len(own)} tensors taken over" in caplog.text
+    assert f"of {len(own)} tensors match" in caplog.text
     with pytest.raises(InputError, match="no tensor in .* fits"):
-        networks.take_over(torch.nn.Linear(2, 3), source)
+        networks.load_matching(torch.nn.Linear(2, 3), source)

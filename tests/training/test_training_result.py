@@ -160,7 +160,7 @@ def test_samples_need_inputs_that_the_pipeline_takes(configured, tmp_path):
     with pytest.raises(InputError, match="num_inference_step"):
         Trainer(configured(sample_every=2, sample_options={"num_inference_step": 2}))
     trainer = Trainer(configured(sample_every=2), progress=False)
-    assert trainer.sampler.inputs == ["one", "two"]
+    assert trainer.previews.inputs == ["one", "two"]
 
 
 def test_build_trainer(configured, tmp_path):
@@ -283,5 +283,5 @@ def test_other_things_that_are_told():
 def test_an_error_of_the_main_process_ends_the_run():
     machine = Machine("cpu")
     with pytest.raises(ZeroDivisionError):
-        machine.alone(lambda: 1 / 0)
+        machine.on_main(lambda: 1 / 0)
     assert machine.main and not machine.any(False) and machine.mean(torch.ones(())) == 1
