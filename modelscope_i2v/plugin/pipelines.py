@@ -79,7 +79,7 @@ class VideoPipeline(Pipeline):
         kwargs = {name: value for name, value in kwargs.items() if name not in ("auto_collate", "progress")}
         for name in kwargs:
             if name not in _MODELSCOPE:
-                raise InputError(unknown("pipeline(…)", name, [*NAMES, "device", *_MODELSCOPE]))
+                raise InputError(unknown("pipeline(…)", name, [*NAMES, *_MODELSCOPE]))
         Runtime.of(settings)  # before anything is fetched
         models = list(model) if isinstance(model, (list, tuple)) else [model]
         self.cascade: Cascade | None = None

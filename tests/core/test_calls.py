@@ -232,7 +232,8 @@ def test_a_picture_array_is_bgr_and_frames_are_rgb(xl):
 def test_a_solver_and_a_schedule_of_ones_own(text):
     from modelscope_i2v.sampling import schedules, solvers
 
-    wanted = text("a red star", seed=1, scheduler="ddim", **ARRAYS)
+    two = {"seed": 1, "batch_size": 2, **ARRAYS}
+    wanted = text(["a red star"] * 2, scheduler="ddim", **two)
     asked = []
 
     def mine(denoise, x, schedule, *rest):
@@ -240,9 +241,9 @@ def test_a_solver_and_a_schedule_of_ones_own(text):
         yield from solvers.ddim(denoise, x, schedule, *rest)
 
     own = schedules.sqrt_linear()
-    made = text(["a red star"] * 2, seed=1, scheduler=mine, schedule=own, batch_size=2, **ARRAYS)
-    assert asked == [own] and np.array_equal(made[0], wanted)
-    other = text("a red star", seed=1, scheduler="ddim", schedule="cosine", **ARRAYS)
+    made = text(["a red star"] * 2, scheduler=mine, schedule=own, **two)
+    assert asked == [own] and np.array_equal(made, wanted)
+    other = text(["a red star"] * 2, scheduler="ddim", schedule="cosine", **two)
     assert not np.array_equal(other, wanted)
     for wrong in ({"scheduler": "dimm"}, {"schedule": "linear"}, {"scheduler": 5}):
         with pytest.raises(InputError, match="it must be one of"):
