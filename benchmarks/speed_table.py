@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modelscope_i2v.sampling.guidance import denoiser, guided, in_interval
+from modelscope_i2v.sampling.guidance import denoiser, guidance_interval, guided
 from modelscope_i2v.sampling.noise import NoiseSource, SolverNoise
 from modelscope_i2v.sampling.schedules import SCHEDULES
 from modelscope_i2v.sampling.solvers import SOLVERS, Denoiser
@@ -38,7 +38,7 @@ def evaluations(family: Family, speed: str) -> int:
         predict = guided(network, lambda text: text, *conditions, scale=scale)
         return denoiser(predict, schedule, family.prediction)
 
-    denoise = in_interval(
+    denoise = guidance_interval(
         lambda: with_guidance(options.guidance_scale),
         lambda: with_guidance(1.0),
         schedule,

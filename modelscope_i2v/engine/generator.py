@@ -34,7 +34,7 @@ from ..networks.autoencoder import AutoencoderKL
 from ..networks.stunet import STUNet
 from ..progress import bar
 from ..sampling.first_frame import hold_first_frame
-from ..sampling.guidance import denoiser, guided, in_interval
+from ..sampling.guidance import denoiser, guidance_interval, guided
 from ..sampling.noise import NoiseSource, SolverNoise
 from ..sampling.schedules import SCHEDULES, Schedule
 from ..sampling.solvers import SOLVERS, Denoiser, ddim_inversion, inversion_timesteps
@@ -49,7 +49,7 @@ from .jobs import Job, batches
 from .requests import Request
 
 Conditions = Mapping[str, Tensor]
-"""A network's inputs beside latents and timesteps, each [b, …]."""
+"""A network's inputs besides latents and timesteps, each [b, …]."""
 
 
 class VideoGenerator:
@@ -335,9 +335,9 @@ class VideoGenerator:
         request = batch[0].request
         memory = self.memory_guard(request.options, request.num_frames, len(batch))
         with self._adapters.acquire(), memory, kept_memory(self.device):
-            positive, negative = self.condition(batch)
-            start = self.start(batch, negative)
-            latents = self.denoise(start, positive, negative, batch)
+            conditional, unconditional = self.encode_conditions(batch)
+            start = self.start(batch, unconditional)
+            latents = self.denoise(start, conditional, unconditional, batch)
         height, width = self._latent_size(request.options)
         return latents[..., :height, :width]
 
@@ -346,30 +346,30 @@ class VideoGenerator:
         return options.height // factor, options.width // factor
 
     @torch.inference_mode()
-    def condition(self, batch: list[Job]) -> tuple[Conditions, Conditions]:
-        """The network's inputs beside the latents, with and without the wish, each [b, …]."""
+    def encode_conditions(self, batch: list[Job]) -> tuple[Conditions, Conditions]:
+        """The conditional and the unconditional branch's inputs besides the latents, each tensor [b, …]."""
         family, inputs = self.family, [job.request for job in batch]
         options = inputs[0].options
-        wanted: dict[str, Tensor] = {}
+        conditional: dict[str, Tensor] = {}
         if self.unet.config.fps_embedding:
-            wanted["fps"] = torch.full((len(batch),), options.target_fps, device=self.device)
+            conditional["fps"] = torch.full((len(batch),), options.target_fps, device=self.device)
         if self.unet.config.local_image:
-            wanted["image_latents"] = torch.stack([self._picture(job) for job in batch])
-        without = dict(wanted)
+            conditional["image_latents"] = torch.stack([self._image_latents(job) for job in batch])
+        unconditional = dict(conditional)
         if self.text_encoder is not None:
             texts = [request.text + options.prompt_suffix for request in inputs]
             with self.placement.on_device(self.text_encoder):
-                wanted["text"] = self.text_encoder.encode(texts, inputs[0].text_rows)
+                conditional["text"] = self.text_encoder.encode(texts, inputs[0].text_rows)
                 negative = self.text_encoder.encode([options.negative_prompt], inputs[0].text_rows)
-            without["text"] = negative.expand_as(wanted["text"])
+            unconditional["text"] = negative.expand_as(conditional["text"])
         if self.image_encoder is not None:
             pixels = requests.clip_input(family, inputs, self.image_encoder.image_size)
             with self.placement.on_device(self.image_encoder):
-                wanted["image_embeds"] = self.image_encoder.encode(pixels)
-            without["image_embeds"] = torch.zeros_like(wanted["image_embeds"])
-        return wanted, without
+                conditional["image_embeds"] = self.image_encoder.encode(pixels)
+            unconditional["image_embeds"] = torch.zeros_like(conditional["image_embeds"])
+        return conditional, unconditional
 
-    def _picture(self, job: Job) -> Tensor:
+    def _image_latents(self, job: Job) -> Tensor:
         """The picture's scaled latent [4, h, w], on the network's canvas."""
         frame = requests.picture_frame(job.request)
         height, width = self.unet.config.canvas(*self._latent_size(job.request.options))
@@ -378,7 +378,7 @@ class VideoGenerator:
             :, 0
         ]
 
-    def start(self, batch: list[Job], negative: Conditions) -> Tensor:
+    def start(self, batch: list[Job], unconditional: Conditions) -> Tensor:
         """The latents that denoising starts from: noise, or the input video on its way back to noise.
 
         Random numbers are drawn in the originals' order.
@@ -390,7 +390,7 @@ class VideoGenerator:
         if batch[0].request.frames is None:
             return torch.stack([self._noise(job) for job in batch]).to(self.device)
         if options.inversion == "ddim":
-            return self.invert(torch.stack([self._video(job) for job in batch]), negative, options)
+            return self.invert(torch.stack([self._video(job) for job in batch]), unconditional, options)
         return torch.stack([self._noised_video(job) for job in batch])
 
     def _shape(self, request: Request) -> tuple[int, int, int, int]:
@@ -422,7 +422,7 @@ class VideoGenerator:
         schedule = _schedule(job.request.options)
         return schedule.alphas[t].item() * video + schedule.sigmas[t].item() * noise
 
-    def invert(self, video: Tensor, negative: Conditions, options: Options) -> Tensor:
+    def invert(self, video: Tensor, unconditional: Conditions, options: Options) -> Tensor:
         """An input video's latents [b, 4, f, h, w] as the noise that DDIM would make them from.
 
         As VGen has it: without guidance, led by what the video should not show, on a cosine schedule.
@@ -432,7 +432,7 @@ class VideoGenerator:
         timesteps = inversion_timesteps(min(options.num_inference_steps, reach), reach)
 
         def run(options: Options) -> Tensor:
-            prepared = self.unet.prepare(**negative, frames=video.shape[2])
+            prepared = self.unet.prepare(**unconditional, frames=video.shape[2])
             predict = functools.partial(self.unet, prepared=prepared)
             denoise = denoiser(predict, schedule, self.family.prediction)
             latents = video
@@ -480,7 +480,9 @@ class VideoGenerator:
         return self._finite("encoding", self.autoencoder, encoded, size).transpose(0, 1)
 
     @torch.inference_mode()
-    def denoise(self, start: Tensor, positive: Conditions, negative: Conditions, batch: list[Job]) -> Tensor:
+    def denoise(
+        self, start: Tensor, conditional: Conditions, unconditional: Conditions, batch: list[Job]
+    ) -> Tensor:
         """Runs the solver from ``start`` [b, 4, f, h, w] to clean latents of that shape.
 
         Raises:
@@ -491,10 +493,10 @@ class VideoGenerator:
         solver, speed = SOLVERS.get(options.scheduler, options.scheduler), SPEEDS[options.speed]
         schedule = _schedule(options)
         if options.first_frame == "anchor":
-            picture = positive.get("image_latents")  # only I2VGen-XL's network has it already
-            if picture is None:
-                picture = torch.stack([self._picture(job) for job in batch])
-            solver = hold_first_frame(solver, picture, start[:, :, 0])
+            image_latents = conditional.get("image_latents")  # only I2VGen-XL's network has it already
+            if image_latents is None:
+                image_latents = torch.stack([self._image_latents(job) for job in batch])
+            solver = hold_first_frame(solver, image_latents, start[:, :, 0])
         noisiest = self.family.start_timestep(options.strength if self.family.takes_video else 1.0)
         total = min(options.num_inference_steps, noisiest + 1)
 
@@ -502,8 +504,8 @@ class VideoGenerator:
             predict = guided(
                 self.unet,
                 functools.partial(self.unet.prepare, frames=start.shape[2], loop=options.loop),
-                positive,
-                negative,
+                conditional,
+                unconditional,
                 scale=scale,
                 rescale=options.guidance_rescale,
                 one_batch=not options.sequential_guidance,
@@ -516,7 +518,7 @@ class VideoGenerator:
             nonlocal reported
             latents = start
             steps = solver(
-                in_interval(
+                guidance_interval(
                     lambda: with_guidance(options.guidance_scale, options),
                     lambda: with_guidance(1.0, options),
                     schedule,

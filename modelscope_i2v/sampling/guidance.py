@@ -62,7 +62,7 @@ def guided(
     return predict
 
 
-def in_interval(
+def guidance_interval(
     inside: Callable[[], Denoiser],
     outside: Callable[[], Denoiser],
     schedule: Schedule,

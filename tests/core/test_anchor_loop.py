@@ -79,9 +79,9 @@ def test_anchored_latents_begin_with_the_picture(generator):
     sample = generator.prepare(picture(), seed=1, first_frame="anchor", **QUICK)
     job = Job.of(sample)
     latents = latents_of(generator, first_frame="anchor")
-    positive, negative = generator.condition([job])
+    positive, negative = generator.encode_conditions([job])
     generator.start([job], negative)
-    wanted = positive["image_latents"][0] if "image_latents" in positive else generator._picture(job)
+    wanted = positive["image_latents"][0] if "image_latents" in positive else generator._image_latents(job)
     assert torch.equal(latents[:, 0], wanted)
 
 

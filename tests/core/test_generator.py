@@ -363,7 +363,7 @@ def test_i2vgen_draws_the_posterior_first_then_the_noise(generators):
     generator = generators["i2vgen-xl"]
     sample = generator.prepare({"image": picture(), "text": "a"}, seed=3, **QUICK)
     job = Job.of(sample)
-    positive, negative = generator.condition([job])
+    positive, negative = generator.encode_conditions([job])
     start = generator.start([job], negative)
     numbers = torch.Generator().manual_seed(3)
     posterior = generator.autoencoder.encode(picture_frame(sample))

@@ -17,7 +17,7 @@ from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.engine.jobs import Job
 from modelscope_i2v.errors import InputError
 from modelscope_i2v.memory.placement import Placement
-from modelscope_i2v.sampling.guidance import denoiser, guided, in_interval
+from modelscope_i2v.sampling.guidance import denoiser, guidance_interval, guided
 from modelscope_i2v.sampling.noise import SolverNoise
 from modelscope_i2v.sampling.schedules import SCHEDULES, sqrt_linear
 from modelscope_i2v.sampling.solvers import SOLVERS
@@ -123,7 +123,7 @@ def test_outside_the_interval_the_unconditional_branch_is_left_out():
         return denoiser(guided(network, prepare, wanted, without, scale=scale), schedule, "eps")
 
     low, high = (float(schedule.sigmas[t] / schedule.alphas[t]) for t in (200, 700))
-    denoise = in_interval(lambda: with_guidance(5.0), lambda: with_guidance(1.0), schedule, (low, high))
+    denoise = guidance_interval(lambda: with_guidance(5.0), lambda: with_guidance(1.0), schedule, (low, high))
     x = torch.randn(1, 4, 2, 3, 3)
     for t, noise in ((900, 3.0), (701, 3.0), (700, 11.0), (201, 11.0), (200, 3.0), (1, 3.0)):
         wanted = (x - schedule.sigmas[t] * noise) / schedule.alphas[t]
@@ -135,7 +135,7 @@ def test_outside_the_interval_the_unconditional_branch_is_left_out():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_exact_guides_at_every_noise_level(name):
     schedule = SCHEDULES[name]()
-    denoise = in_interval(
+    denoise = guidance_interval(
         lambda: lambda x, t: "guided",
         lambda: pytest.fail("guidance was left out"),
         schedule,
@@ -153,7 +153,7 @@ def test_exact_is_the_plain_solver_to_the_bit(generators, family):
     job = Job.of(generator.prepare(given(family), **QUICK))
     options = job.request.options
     with torch.inference_mode():
-        positive, negative = generator.condition([job])
+        positive, negative = generator.encode_conditions([job])
         start = generator.start([job], negative)
         predict = guided(
             generator.unet,
