@@ -20,7 +20,7 @@ class Speed:
     scheduler: str | None = None
     """Solver in place of DDIM; multistep ones are as near to the end of their path in fewer steps."""
     guidance_interval: tuple[float, float] = (0.0, math.inf)
-    """Noise levels sigma / alpha with guidance: :func:`modelscope_i2v.sampling.guidance.guidance_interval`."""
+    """Noise levels sigma / alpha with guidance: :func:`.sampling.guidance.guidance_interval`."""
 
     def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Options in place of the defaults ``values`` that a checkpoint and its family set."""
