@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import embedded
 from ..checkpoints.hub import IDS
-from ..errors import InputError, OutputError
+from ..errors import CheckpointError, InputError, OutputError
 from ..spec.families import FAMILIES, TEXT_TO_VIDEO
 from .parser import (
     PROGRAM,
@@ -100,13 +100,14 @@ def check_latents_path(path: str | os.PathLike[str]) -> Path:
 def save(latents: Tensor | list[Tensor], path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     """Writes latents and what made them. Raises OutputError."""
     import torch
-    from safetensors.torch import save_file
 
+    from ..checkpoints.writers import Planned, write_safetensors
     from ..files import replace_file
 
-    tensor = torch.stack(latents) if isinstance(latents, list) else latents
+    tensor = (torch.stack(latents) if isinstance(latents, list) else latents).cpu()
+    planned = Planned("latents", tuple(tensor.shape), tensor.dtype, lambda: tensor)
     with replace_file(path) as temporary:
-        save_file({"latents": tensor.contiguous().cpu()}, temporary, {_RECORD: json.dumps(dict(record))})
+        write_safetensors(temporary, [planned], metadata={_RECORD: json.dumps(dict(record))})
 
 
 def load(path: str) -> tuple[Tensor, dict[str, Any]]:
@@ -116,27 +117,25 @@ def load(path: str) -> tuple[Tensor, dict[str, Any]]:
     """
     import numpy as np
     import torch
-    from safetensors import SafetensorError, safe_open
+
+    from ..checkpoints.tensors import read_tensors
 
     record: dict[str, Any] = {}
     wrong = f"{path} does not hold latents: a {SUFFIX}, .npy or .pt file with one tensor was expected"
     try:
         suffix = Path(path).suffix.lower()
         if suffix == SUFFIX:
-            with safe_open(path, "pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                record = json.loads((file.metadata() or {}).get(_RECORD, "{}"))
+            file = read_tensors(path)
+            found, record = file.tensors, json.loads(file.metadata.get(_RECORD, "{}"))
         elif suffix == ".npy":
             found = {"latents": torch.from_numpy(np.load(path, allow_pickle=False))}
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
-    except (SafetensorError, OSError, ValueError, TypeError, EOFError, RuntimeError, KeyError) as error:
-        raise InputError(f"{wrong} ({type(error).__name__}).") from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except CheckpointError as error:
+        raise InputError(f"{wrong}. {error}") from error
+    except Exception as error:  # a damaged file may make its reader raise anything
         raise InputError(f"{wrong}.") from error
     if isinstance(found, Mapping):
         found = found.get("latents", next(iter(found.values())) if len(found) == 1 else None)
