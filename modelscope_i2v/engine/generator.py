@@ -255,7 +255,8 @@ class VideoGenerator:
 
     def resolve(self, given: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], Options]:
         """Parts an input from its options and checks those: :func:`.requests.resolve`."""
-        return requests.resolve(self.family, given, options, self.defaults)
+        shown = {} if self.runtime.progress is None else {"progress": self.runtime.progress}
+        return requests.resolve(self.family, given, options, {**self.defaults, **shown})
 
     def prepare(self, given: Any, **options: Any) -> Request:
         """Reads an input and checks its options. Raises InputError."""

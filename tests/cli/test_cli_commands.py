@@ -14,7 +14,7 @@ from PIL import Image
 
 import modelscope_i2v
 from modelscope_i2v import OutputError
-from modelscope_i2v.cli import demo, make
+from modelscope_i2v.cli import make
 from modelscope_i2v.embedded import model_directory, picture
 from modelscope_i2v.media.videos import read_video
 from modelscope_i2v.media.write import read_metadata, write_video
@@ -241,22 +241,6 @@ def test_ctrl_c_while_denoising_leaves_nothing(run, monkeypatch, tmp_path):
     monkeypatch.setattr(VideoGenerator, "denoise", stop)
     ended = run("text-to-video", "a", "--model", model_directory(TEXT_TO_VIDEO.task), *SMALL)
     assert ended.code == 130 and names(tmp_path) == set()
-
-
-def test_the_demo_makes_a_video_of_each_family_and_a_contact_sheet_of_each(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "_OPTIONS", {"seed": 0, "num_inference_steps": 1})
-    made = [*FAMILIES, "animate"]
-    ended = run("demo", "-o", "new/folder")
-    assert ended.code == 0, ended.err
-    files = {f"{name}{end}" for name in made for end in (".mp4", ".png")}
-    assert names(tmp_path / "new/folder") == {*files, "video-to-video-input.mp4"}
-    lines = ended.out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:10]] == [name for name in made for _ in range(2)]
-    assert "drawn scenes" in ended.out and ended.err == ""
-    for name in made:
-        assert len(read_video(tmp_path / f"new/folder/{name}.mp4").frames) > 1
-        with Image.open(tmp_path / f"new/folder/{name}.png") as sheet:
-            assert sheet.width > 300
 
 
 def test_convert_there_and_back(run, tmp_path):
