@@ -19,7 +19,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     made = command(
         "train",
         _run,
-        "train a model: from nothing, from a checkpoint, or a LoRA beside one",
+        "train a model: a new U-Net, a fine-tuned one, or a LoRA",
         "\n\nThe configuration is a JSON file; docs/guide/training.md lists its keys. Ctrl-C, SIGTERM and\n"
         "SIGHUP finish the step and write a snapshot; --resume continues from it as if nothing had happened.",
         f"  {PROGRAM} train boats.json\n"

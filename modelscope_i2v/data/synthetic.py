@@ -1,8 +1,8 @@
-"""Drawn clips without end: shaded shapes before textured backgrounds, with the truth about each.
+"""Synthetic clips: shaded shapes on textured backgrounds, with their ground truth.
 
 A :class:`Scene` is a description in units of the picture's shorter side, :func:`draw` makes one from a random
-generator, :func:`render` turns it into pixels of any size and frame count. Every colour, kind and motion
-occurs in training, but not every combination: :func:`is_held_out` names the ones that never do.
+generator, :func:`render` renders it at any size and number of frames. Every colour, kind and motion is in the
+training data, but not every combination: :func:`is_held_out` is True for those that are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOVES = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "mov
 """Motions along a line and their direction, x to the right and y down."""
 
 MOTIONS = (*MOVES, "bounces", "turns", "grows", "shrinks")
-"""What one shape can do before a plain camera; "turns" is clockwise."""
+"""Motions of a shape while the camera stands still; "turns" is clockwise."""
 
 CAMERAS = {
     "pans left": (-1, 0),
@@ -41,7 +41,7 @@ CAMERAS = {
     "zooms in": (0, 0),
     "zooms out": (0, 0),
 }
-"""What the camera can do, and where it goes: what is seen goes the other way."""
+"""Motions of the camera and their direction; the picture moves the other way."""
 
 REVERSED = {
     "moves left": "moves right",
@@ -54,11 +54,11 @@ REVERSED = {
     "stays": "stays",
 }
 REVERSED |= {value: key for key, value in REVERSED.items()}
-"""What a motion is when the clip runs backwards; a turn would be anticlockwise, which no caption names."""
+"""The motion in a clip that is played backwards; "turns" has none, as no caption names anticlockwise."""
 
 STILL = "stays"
 TURN = np.pi * 0.6
-"""How far a turning shape turns in a clip."""
+"""Rotation of a turning shape over a clip, in radians."""
 GROWTH = 1.8
 ZOOM = 1.6
 _PAN = 0.3
@@ -77,7 +77,7 @@ class Shape:
     radius: float
     angle: float = 0.0
     travel: float = 0.0
-    """How far it moves, or how high it bounces."""
+    """Distance of the motion, or height of a bounce."""
 
     @property
     def combination(self) -> tuple[str, str, str]:
@@ -128,7 +128,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """Such as "a red circle moves left and a blue star moves up"."""
+        """The caption, such as "a red circle moves left and a blue star moves up"."""
         text = " and ".join(shape.caption for shape in self.shapes)
         return text if self.camera == STILL else f"{text}, the camera {self.camera}"
 
@@ -172,13 +172,13 @@ class Clip:
 
 
 def combinations() -> list[tuple[str, str, str]]:
-    """All of colour × kind × motion, but a turning circle, which nobody can see."""
+    """All colours × kinds × motions, except a turning circle, which looks still."""
     every = itertools.product(COLOURS, KINDS, MOTIONS)
     return [(c, k, m) for c, k, m in every if (k, m) != ("circle", "turns")]
 
 
 def is_held_out(combination: tuple[str, str, str]) -> bool:
-    """Whether training never shows this combination, nor its mirror in time: about one in eight.
+    """True if the combination, and its reverse in time, are left out of training: about one in eight.
 
     They spread evenly over colours, kinds and motions.
     """
@@ -207,7 +207,7 @@ def draw(
         combination: colour, kind and motion of the (first) shape.
 
     Raises:
-        ValueError: for a wish that no scene fulfils.
+        ValueError: no scene has these properties.
     """
     if shapes not in (None, 1, 2):
         raise ValueError(f"shapes={shapes}: a scene has 1 or 2.")
@@ -270,10 +270,10 @@ def _one(generator: np.random.Generator, combination: tuple[str, str, str]) -> S
 def _in_band(
     generator: np.random.Generator, combination: tuple[str, str, str], level: float, across: bool
 ) -> Shape:
-    """One of two shapes, in its own half: above or below the other, or (``across``) beside it."""
+    """One of two shapes, in its own half: above or below the other, or (``across``) left or right of it."""
     dx, dy = MOVES[combination[2]]
     radius = generator.uniform(0.11, 0.14)
-    along = bool(dx) != across  # the motion is along the band, where there is room
+    along = bool(dx) != across  # the motion is along the band, which is longer
     travel = generator.uniform(0.3, 0.45) if along else generator.uniform(0.15, 0.19)
     start = generator.uniform(radius + 0.03, 1 - radius - 0.03 - travel)
     free = start if (dx + dy) > 0 else 1 - start
@@ -358,7 +358,7 @@ def _each(values: np.ndarray) -> np.ndarray:
 
 
 def _cover(kind, x, y, cx, cy, radius, angle, pixel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How much of each pixel a shape covers, how light it is there, and its soft shadow; each [f, h, w]."""
+    """Coverage of each pixel by a shape, the shape's lightness there, and its soft shadow; each [f, h, w]."""
     dx, dy = (x - cx) / radius, (y - cy) / radius
     cos, sin = np.cos(angle), np.sin(angle)
     distance = silhouette(kind, cos * dx + sin * dy, cos * dy - sin * dx)

@@ -1,4 +1,4 @@
-"""How good a model is, measured offline on drawn scenes whose truth is known."""
+"""Evaluation: the quality of a model, measured offline on synthetic scenes with known ground truth."""
 
 from __future__ import annotations
 

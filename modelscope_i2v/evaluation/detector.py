@@ -1,8 +1,8 @@
 """Finds the drawn shapes in a clip, from its pixels alone.
 
 The detector knows the generator's palette and silhouettes (:mod:`modelscope_i2v.data.synthetic`) and
-nothing about the clip: not its caption, nor how many shapes there should be. What looks like none of the
-colours or kinds is called neither.
+nothing about the clip: neither its caption nor the number of its shapes. A shape that looks like none of the
+colours or kinds has None for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHROMA = 0.27
 _BRIGHT = 0.64
 """Smallest channel from which a pixel is white: backgrounds stay below 0.58."""
 _SMALLEST = 0.006
-"""Area of the smallest shape, of the picture's; what is smaller is taken for noise."""
+"""Area of the smallest shape, as a share of the picture; smaller regions are taken for noise."""
 _MOST = 6
 """Shapes in a frame that are looked at, the largest; only a model that failed shows more."""
 _SECOND = 0.25
@@ -37,14 +37,14 @@ _OF_ONE_COLOUR = 0.6
 _OF_ONE_KIND = 0.8
 """Overlap of a shape with its kind's silhouette, over their union, that it must reach on average."""
 _STEP, _USUAL_FRAMES = 0.2, 16
-"""How far a shape goes at most from frame to frame, of the shorter side, in a clip of so many frames."""
+"""Largest motion from frame to frame, as a share of the shorter side, in a clip of so many frames."""
 _PRESENT = 0.6
 """Share of the frames that a shape must be seen in."""
 _LIGHT = 0.86
-"""How light a shape is in the middle; see ``synthetic._cover``."""
+"""Lightness at a shape's centre; see ``synthetic._cover``."""
 
 _SOFT = 0.17
-"""How soft the softened silhouettes are, in radii: a small autoencoder blunts corners and tips."""
+"""Blur of the softened silhouettes, in radii: a small autoencoder rounds corners and tips."""
 
 _GRID, _REACH, _ANGLES = 36, 1.7, 24
 
@@ -74,13 +74,13 @@ class Track:
 
     @property
     def seen(self) -> np.ndarray:
-        """Whether it was seen, bool [f]."""
+        """Frames in which the shape was found, bool [f]."""
         return np.isfinite(self.areas)
 
 
 @dataclass
 class _Patch:
-    """What may be a shape in one frame."""
+    """A region of one frame that may be a shape."""
 
     mask: np.ndarray
     votes: np.ndarray
@@ -90,7 +90,7 @@ class _Patch:
 
 
 def find(frames: np.ndarray) -> list[Track]:
-    """The shapes in a clip, the largest first; what is seen only in some frames is left out.
+    """The shapes in a clip, the largest first; those found in few frames are left out.
 
     Args:
         frames: uint8 [f, height, width, 3] RGB, f at least 1.
@@ -152,7 +152,7 @@ def _grown(
     """A patch up to its outline, where pixels are as near to the ground's colour as to the shape's.
 
     The ground's colours are one hue in all lights up to ``brightest``; the shape's get darker to the right
-    and downwards. So a white shape's dark side is told from a light ground.
+    and downwards. So a white shape's dark side differs from a light ground.
     """
     cv2 = need("cv2")
     reach = max(2, frame.shape[1] // 24)
@@ -176,7 +176,7 @@ def _grown(
         colour = np.median(pixels[middle] / light[middle][:, None], axis=0)
         mask = (np.linalg.norm(pixels - light[..., None] * colour, axis=-1) < to_ground) & near
         mask |= middle
-    # Specks beside the shape are not part of it, and holes are.
+    # Specks outside the shape are not part of it, and holes are.
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     mask = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

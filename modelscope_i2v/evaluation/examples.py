@@ -1,4 +1,4 @@
-"""The scenes that models are measured on: never trained on, and the same for every model."""
+"""The scenes of an evaluation: held out from training, and the same for every model."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _STREAM = 4_210_621
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to ask a model for."""
+    """A scene, with the seed for the model's noise."""
 
     number: int
     group: str
     scene: Scene
     seed: int
-    """Of the model's noise."""
+    """Seed of the model's noise."""
 
     def render(self, frames: int, height: int, width: int) -> Clip:
-        """The clip that the model should make, or make as well."""
+        """The ground truth: the clip that the model should make."""
         return synthetic.render(self.scene, frames, height, width)
 
     def degraded(self, frames: np.ndarray) -> np.ndarray:
-        """What a video-to-video model is given for that clip."""
+        """The input of a video-to-video model for that clip."""
         return degrade(frames, np.random.default_rng([_STREAM, self.seed, self.number]))
 
     def inputs(self, family: Family, frames: np.ndarray) -> dict[str, Any]:
-        """What the model is given, of the true frames uint8 [f, h, w, 3] that it does not see."""
+        """The model's inputs, made from the ground truth, uint8 [f, h, w, 3]."""
         from PIL import Image
 
         given: dict[str, Any] = {}
@@ -60,8 +60,8 @@ class Example:
 def examples(count: int, seed: int) -> list[Example]:
     """Examples of all groups: half held-out combinations, a quarter trained ones, an eighth of each other.
 
-    Within a group all colours come equally often, and of a colour's combinations none comes twice before
-    all have come once. A larger ``count`` has other examples.
+    In a group all colours are equally frequent, and no combination of a colour is repeated before all have
+    been used. Another ``count`` gives other examples.
     """
     generator = np.random.default_rng([_STREAM, seed])
     wanted = {group: int(round(count * part)) for group, part in _SHARES.items()}

@@ -22,6 +22,6 @@ def need(module: str) -> Any:
     except ImportError as error:
         package = _PACKAGES[module.partition(".")[0]]
         raise InputError(
-            f"Measuring quality needs {package}, which cannot be imported ({error}); "
+            f"An evaluation needs {package}, which cannot be imported ({error}); "
             'pip install "modelscope-i2v[evaluate]" installs all of it.'
         ) from error

@@ -1,10 +1,9 @@
-"""A model's clips of the examples, in batches; those that were made already are read again."""
+"""Generates a model's clips of the examples in batches; clips that were saved before are read again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from ..engine.generator import VideoGenerator
 from ..engine.jobs import Job
 from ..errors import OutputError
+from ..files import reason, replace_file
 from ..media.transforms import tensor_to_uint8
 from ..sampling.noise import NoiseSource
 from ..spec.options import Options
@@ -24,7 +24,7 @@ from .measure import Made
 
 
 class Saved:
-    """Clips on disk, in a folder for every way of making them; ``None`` keeps none."""
+    """Saved clips, in a folder for each set of settings; nothing is saved if ``folder`` is None."""
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         text = json.dumps(settings, sort_keys=True, default=str)
@@ -32,39 +32,30 @@ class Saved:
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / "settings.json").write_text(text + "\n", encoding="utf-8")
             except OSError as error:
-                raise OutputError(f"Clips cannot be saved in {str(self.folder)!r}: {error}.") from error
+                raise OutputError(f"Clips cannot be saved in {self.folder}: {reason(error)}.") from error
+            with replace_file(self.folder / "settings.json") as path:
+                path.write_text(text + "\n", encoding="utf-8")
 
     def read(self, number: int) -> np.ndarray | None:
-        """That clip's frames, if it is there and whole."""
+        """The frames of a saved clip, uint8 [f, h, w, 3]; None if there is none, or it is damaged."""
         path = self._path(number)
         if path is None or not path.is_file():
             return None
         try:
             with np.load(path) as file:
-                return file["frames"]
-        except (OSError, ValueError, KeyError, EOFError):
+                frames = file["frames"]
+        except Exception:  # a damaged archive fails in many ways; the clip is made again
             return None
-        except Exception as error:  # zipfile's own, for a file that was cut off
-            if type(error).__name__ == "BadZipFile":
-                return None
-            raise
+        whole = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and frames.size
+        return frames if whole else None
 
     def write(self, number: int, frames: np.ndarray) -> None:
-        """Keeps a clip. Raises OutputError."""
+        """Saves a clip. Raises OutputError."""
         path = self._path(number)
-        if path is None:
-            return
-        part = path.with_suffix(".part")
-        try:
-            with part.open("wb") as file:
+        if path is not None:
+            with replace_file(path) as part, part.open("wb") as file:
                 np.savez_compressed(file, frames=frames)
-            os.replace(part, path)
-        except OSError as error:
-            raise OutputError(f"The clip {str(path)!r} cannot be saved: {error}.") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def _path(self, number: int) -> Path | None:
         return self.folder and self.folder / f"{number:05}.npz"
@@ -78,12 +69,12 @@ def generate(
     batch_size: int,
     saved: Saved,
 ) -> Iterator[Made]:
-    """What a model makes of every example; noise depends on the example's seed alone, not on the batch.
+    """Generates a clip of every example. Noise depends on the example's seed, not on the batch.
 
     Args:
-        options: those of every clip, resolved.
+        options: the resolved options of every clip.
         given: the options that the caller set.
-        saved: where clips are kept and looked for.
+        saved: clips are read from there and saved there.
 
     Raises:
         NumericalError, OutOfMemoryError: from the model.
@@ -112,7 +103,7 @@ def generate(
 
 @torch.inference_mode()
 def reconstructed(generator: VideoGenerator, frames: np.ndarray, options: Options) -> np.ndarray:
-    """Frames uint8 [f, h, w, 3] after the autoencoder: the best that a model could show."""
+    """Frames uint8 [f, h, w, 3] encoded and decoded by the autoencoder: the best a model can reach."""
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents = generator.encode(pixels, NoiseSource(0), options)
     return tensor_to_uint8(generator.decode(latents, options))

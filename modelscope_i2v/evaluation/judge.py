@@ -1,4 +1,4 @@
-"""Whether a clip shows what was asked for."""
+"""Compares a clip with the scene that was asked for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..data.synthetic import Scene
 from .tracking import Seen, look
 
 _NAMED = 3
-"""Shapes that are put into words; there are more only where a model failed."""
+"""Most shapes that a description names; there are more only if a model failed."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right about a clip. With two shapes, each is right only if both are.
+    """The properties of a clip that are right. With two shapes, a property is right if it is for both.
 
     Attributes:
         colour, kind, motion: of the shapes; the camera's motion counts as theirs.
-        seen: what the detector says, in words.
+        seen: description of what the detector found.
     """
 
     colour: bool
@@ -30,20 +30,20 @@ class Verdict:
 
     @property
     def all(self) -> bool:
-        """Whether all three are right."""
+        """True if colour, kind and motion are right."""
         return self.colour and self.kind and self.motion
 
 
 def judge(frames: np.ndarray, scene: Scene) -> Verdict:
-    """Compares what the detector finds in frames uint8 [f, height, width, 3] with a scene.
+    """Compares the shapes and motions found in frames uint8 [f, height, width, 3] with a scene.
 
-    A shape too many makes all three wrong, as one that is missing does.
+    With a shape too many or too few, everything is wrong.
     """
     return compare(look(frames), scene)
 
 
 def compare(seen: Seen, scene: Scene) -> Verdict:
-    """As :func:`judge`, of a clip that was looked at already."""
+    """Compares the detector's result for a clip with a scene; see :func:`judge`."""
     wanted = [shape.combination for shape in scene.shapes]
     shown = [(track.colour, track.kind, motion) for track, motion in zip(seen.shapes, seen.motions)]
     if len(shown) != len(wanted):
@@ -60,7 +60,7 @@ def compare(seen: Seen, scene: Scene) -> Verdict:
 
 
 def words(seen: Seen) -> str:
-    """What was seen, as a caption says it; a question mark for what is unknown."""
+    """A description like a caption's, with a question mark for an unknown colour or kind."""
     shapes = [
         f"{track.colour or '?'} {track.kind or '?'} {motion}"
         for track, motion in zip(seen.shapes, seen.motions)

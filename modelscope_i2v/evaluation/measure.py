@@ -1,4 +1,4 @@
-"""What is measured on each clip of a family, and what is said of all of them."""
+"""The measures of each clip, and their summary over all clips, for each family."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _GOALS = {TRAINED: 0.97, HELD_OUT: 0.90, TWO: 0.85, CAMERA: 0.85}
 _MOTION_GOAL = 0.95
 _GAIN_GOAL = 2.0
 _STEADY = 0.005
-"""A mean second difference of a shape's path that nobody sees, in widths: half a pixel of 96."""
+"""Mean second difference of a path, in widths, that is too small to see: half a pixel of 96."""
 EVERY = "all"
 
 
 @dataclass(frozen=True)
 class Made:
-    """One example, what a model made of it, and the truth: frames uint8 [f, h, w, 3]."""
+    """An example, the model's clip, and the ground truth: frames uint8 [f, h, w, 3]."""
 
     example: Example
     frames: np.ndarray
     truth: Clip
     picture: np.ndarray | None = None
-    """The picture after the autoencoder, uint8 [h, w, 3], for families that are given one."""
+    """The input image, encoded and decoded by the autoencoder, uint8 [h, w, 3]; None without one."""
 
 
 def of_clip(family: Family, made: Made) -> dict[str, Any]:
-    """Everything that is measured on one clip, plain numbers and words."""
+    """All measures of one clip, as plain numbers and texts."""
     example, frames, truth = made.example, made.frames, made.truth.frames
     width = frames.shape[2]
     seen, true = look(frames), look(truth)
@@ -81,7 +81,7 @@ def of_clip(family: Family, made: Made) -> dict[str, Any]:
 
 
 def rows(family: Family, clips: Sequence[dict[str, Any]]) -> list[Row]:
-    """The table of a family: what all the clips say together."""
+    """The table of a family: the measures over all clips."""
     made = [*_verdicts(family, clips)]
     if family.reads_image:
         made += _animated(clips)
@@ -93,7 +93,7 @@ def rows(family: Family, clips: Sequence[dict[str, Any]]) -> list[Row]:
 
 def _verdicts(family: Family, clips: Sequence[dict[str, Any]]) -> list[Row]:
     made = []
-    # Without a text, nobody said which motion is right.
+    # Without a text, any motion is right.
     asked = ("colour", "shape", "motion", "all") if family.reads_text else ("colour", "shape")
     for group in (*GROUPS, EVERY):
         members = [clip for clip in clips if group in (clip["group"], EVERY)]
@@ -143,9 +143,10 @@ def _animated(clips: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def _smooth(clips: Sequence[dict[str, Any]]) -> list[bool]:
-    """Of each clip, whether it jerks no more than 95% of the true clips that bounce, or do not, as it does.
+    """For each clip, True if its motion is smooth: at most the 95% quantile of the true clips' jerk.
 
-    So little that nobody sees it is smooth, too.
+    True clips with a bouncing shape and those without have separate quantiles. Jerk that is too small to see
+    is smooth in any case.
     """
 
     def limit(bounces: bool) -> float:

@@ -1,4 +1,4 @@
-"""Measures of clips and of sets of clips, by the field's own libraries, and how sure they are."""
+"""Metrics of clips and of sets of clips, with confidence intervals; standard libraries compute them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Estimate:
 
 
 def share(hits: Sequence[bool]) -> Estimate:
-    """Of the clips, 0 … 1, with Wilson's interval (1927), which also holds near 0 and 1 and for few clips."""
+    """Share of hits, 0 … 1, with Wilson's interval (1927), which is valid near 0 and 1 and for few clips."""
     n, hit = len(hits), sum(map(bool, hits))
     if not n:
         return Estimate(float("nan"), 0.0, 1.0, 0)
@@ -82,9 +82,9 @@ def flow(frames: np.ndarray) -> float:
 
 
 def acceleration(tracks: Sequence[Track], width: int) -> float:
-    """How much the largest shape's centre jerks: mean second difference, in widths per frame².
+    """Mean second difference of the largest shape's centre, in widths per frame².
 
-    NaN where no shape is seen in three frames on end.
+    NaN if no shape is found in three consecutive frames.
     """
     if not tracks:
         return float("nan")
@@ -108,8 +108,7 @@ def flicker(frames: np.ndarray, truth: np.ndarray) -> float:
 def features(frames: np.ndarray, encoder: ImageEncoder) -> Tensor:
     """A clip's features by CLIP's image tower, float64 [f // 2, 2 · embed_dim], of one frame [1, …].
 
-    Each frame's embedding, which says what there is to see, beside its change until half a clip later,
-    which says how it moves.
+    Each frame's embedding (the content), concatenated with its change until half a clip later (the motion).
     """
     pixels = torch.stack([clip_pixels(Image.fromarray(frame), encoder.image_size) for frame in frames])
     embedded = encoder.encode(pixels)[:, 0].double().cpu()

@@ -1,4 +1,4 @@
-"""What was measured: a table for the terminal, for Markdown and for programs."""
+"""The report of an evaluation: as a table for the terminal, as Markdown, and as JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from .metrics import Estimate
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of one group of clips.
+    """A measure of a group of clips.
 
     Attributes:
         unit: "" for a share of the clips, which is shown in percent.
-        goal: the bound that the value should reach, from above or (``below``) from below.
+        goal: the value to reach.
+        below: the value should be below the goal; otherwise at or above it.
     """
 
     measure: str
@@ -29,7 +30,7 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the goal is reached; None without one, or without a value."""
+        """True if the goal is reached; None without a goal or a value."""
         if self.goal is None or math.isnan(self.estimate.value):
             return None
         value = self.estimate.value
@@ -60,12 +61,12 @@ HEAD = ("measure", "clips", "n", "value", "95% interval", "goal", "reached")
 
 @dataclass
 class Report:
-    """Everything about one evaluation.
+    """The result of an evaluation.
 
     Attributes:
-        settings: how the clips were made: what makes the same report again.
-        clips: of each clip its caption, what was seen, and every number measured on it.
-        notes: what could not be measured, and why.
+        settings: the settings that reproduce the report.
+        clips: for each clip, its caption, the detector's description, and all measures.
+        notes: measures that are missing, with the reason.
     """
 
     model: str
@@ -84,11 +85,11 @@ class Report:
         raise KeyError(key)
 
     def table(self) -> str:
-        """For a terminal."""
+        """The table for a terminal."""
         return aligned([HEAD, *(row.cells() for row in self.rows)])
 
     def markdown(self) -> str:
-        """The whole report, but for the single clips."""
+        """The report without the single clips."""
         made = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         lines = [
             f"# {self.family}",
@@ -103,7 +104,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def json(self) -> str:
-        """Everything, for programs; what could not be measured is null."""
+        """The whole report; numbers that are NaN or infinite are null."""
         content = asdict(self)
         for entry, row in zip(content["rows"], self.rows):
             entry["reached"] = row.reached
@@ -111,13 +112,13 @@ class Report:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, the first row its head."""
+    """Lines of a Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text in columns, the first being their heads."""
+    """Rows as aligned columns; the first row is the head."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

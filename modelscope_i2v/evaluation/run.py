@@ -1,8 +1,9 @@
-"""Evaluation of one model: its clips of drawn scenes, measured against the truth."""
+"""The evaluation of a model: its clips of synthetic scenes, compared with the ground truth."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,12 +19,13 @@ from ..checkpoints.load import load_module
 from ..encoders.clip import ImageEncoder
 from ..engine.generator import VideoGenerator
 from ..errors import CheckpointError, InputError, OutputError
+from ..files import reason, replace_file
 from ..progress import bar
 from ..spec.options import Options, check_early
 from ..spec.runtime import NAMES as RUNTIME
 from ..spec.runtime import split
 from ..version import __version__
-from . import metrics, pictures
+from . import figures, metrics
 from .examples import examples
 from .extras import need
 from .generate import Saved, generate
@@ -33,10 +35,10 @@ from .report import Report, Row
 CLIPS = 240
 BATCH = 8
 _SHOWN = 10
-"""Clips on the sheet, evenly spaced over all of them, whatever their verdicts."""
+"""Clips on the sheet, evenly spaced, whether they are right or wrong."""
 
 _UNSEEN = ("crf", "decode_chunk_size", "tile_size", "sequential_guidance", "fps")
-"""Options that do not change what is measured."""
+"""Options that do not change the measures."""
 
 
 def evaluate(
@@ -50,22 +52,22 @@ def evaluate(
     save_clips: bool = False,
     **settings: Any,
 ) -> Report:
-    """Measures what a model makes of scenes that no training sees.
+    """Evaluates a model on synthetic scenes that are held out from training.
 
     Args:
-        model: a model directory, an id on the hub, or a generator that is loaded.
-        task: what the model must be for; by default whatever it is for.
-        clips: how many to make, 1 or more. Intervals narrow with its square root.
-        seed: of scenes and noise: the same for every model, so two reports compare clip by clip.
+        model: a model directory, an id on the hub, or a loaded generator.
+        task: the task that the model must have; by default any.
+        clips: number of clips, 1 or more. Confidence intervals narrow with its square root.
+        seed: seed of scenes and noise. Reports with equal seeds can be compared clip by clip.
         output: a folder for report.json, report.md, report.png and clips.png; None writes nothing.
-        save_clips: keep every clip in ``output``; a later call with the same settings reads them, so it
-            goes on where one was interrupted.
+        save_clips: save every clip in ``output``. A later call with the same settings reads them, so an
+            interrupted evaluation is resumed.
         settings: how the model is loaded and run, see :class:`modelscope_i2v.spec.runtime.Runtime`, and
             options of its call, such as ``num_inference_steps``.
 
     Raises:
-        InputError: for an argument or option that does not work, or a library that is missing.
-        CheckpointError: for a model that cannot be had.
+        InputError: a wrong argument or option, or a missing library.
+        CheckpointError: the model cannot be found or loaded.
         OutputError: ``output`` cannot be written.
         NumericalError, OutOfMemoryError: from the model.
     """
@@ -73,7 +75,7 @@ def evaluate(
     if save_clips and output is None:
         raise InputError("save_clips needs output, the folder to save them in.")
     if save_clips and isinstance(model, VideoGenerator):
-        raise InputError("save_clips needs a model directory: it knows saved clips by the files in it.")
+        raise InputError("save_clips needs a model directory, whose files identify the saved clips.")
     for library in ("cv2", "skimage.metrics", "torchmetrics.image.fid", "matplotlib"):
         need(library)
     folder = None if output is None else _folder(output)
@@ -96,7 +98,7 @@ def evaluate(
     saved = Saved(folder / "clips" if folder and save_clips else None, {**measured, **identity})
     wanted = examples(clips, seed)
     every = {int(i) for i in np.linspace(0, clips - 1, min(_SHOWN, clips)).round()}
-    shown: list[pictures.Shown] = []
+    shown: list[figures.Shown] = []
     made_features, true_features = [], []
     with bar(clips, "Evaluating", progress, "clip") as evaluating:
         for made in generate(generator, wanted, resolved, given, batch_size, saved):
@@ -106,7 +108,7 @@ def evaluate(
                 made_features.append(metrics.features(made.frames, encoder))
                 true_features.append(metrics.features(made.truth.frames, encoder))
             if made.example.number in every:
-                shown.append(pictures.Shown(made.frames, _input(generator, made), found))
+                shown.append(figures.Shown(made.frames, _input(generator, made), found))
             evaluating.update()
     report.rows = rows(generator.family, report.clips)
     if encoder is not None and clips > 1:
@@ -125,20 +127,28 @@ def _check(clips: int, seed: int, batch_size: int) -> None:
     for name, value, least in (("clips", clips, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name}={value!r} does not work: it must be a whole number from {least} up.")
+    for name, value, most in (
+        ("clips", clips, 10**6),
+        ("seed", seed, 2**63 - 2),
+        ("batch_size", batch_size, 10**4),
+    ):
+        if value > most:
+            raise InputError(f"{name} is too large; it must be at most {most:,}.")
 
 
 def _folder(output: str | os.PathLike[str]) -> Path:
-    """The folder to write to, made and found writable before hours of work."""
-    folder = Path(output)
+    """The output folder, made and tested before hours of work. Raises OutputError."""
     try:
+        folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".evaluation.part"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except TypeError:
+        raise InputError(f"output={output!r} does not work: it must be a path.") from None
+    except ValueError:  # a null character
+        raise OutputError(f"The folder {os.fspath(output)!r} cannot be written to.") from None
     except OSError as error:
-        raise OutputError(
-            f"The folder {str(folder)!r} cannot be written to: {error.strerror or error}."
-        ) from error
+        raise OutputError(f"The folder {str(folder)!r} cannot be written to: {reason(error)}.") from error
     return folder
 
 
@@ -191,7 +201,7 @@ def _settings(generator: VideoGenerator, options: Options, clips: int, seed: int
 
 
 def _identity(name: str, task: str | None) -> list[Any]:
-    """A model's files, wherever they are, with their sizes and times, which training changes."""
+    """Paths, sizes and modification times of a model's files."""
     directory = ModelDirectory.open(fetch(name, task=task), task)
     places = [directory.unet_path, directory.clip_path, directory.autoencoder_path]
     places += [directory.path / one for one in (CONFIGURATION, MODEL_INDEX)]
@@ -204,16 +214,17 @@ def _size(options: Options) -> tuple[int, int, int]:
 
 
 def _input(generator: VideoGenerator, made: Made) -> np.ndarray | None:
-    """The picture or the first frame that a model was given, for the sheet."""
+    """The input picture, or the first frame of the input video, for the sheet."""
     if generator.family.takes_video:
         return made.example.degraded(made.truth.frames)[0]
     return made.truth.frames[0] if generator.family.reads_image else None
 
 
 def _distances(made: Sequence[Any], true: Sequence[Any], others: Sequence[Any]) -> list[Row]:
-    """Fréchet distance of what was made, and of the true clips of these scenes, to those of as many others.
+    """Fréchet distances of the model's clips, and of their ground truth, to the true clips of other scenes.
 
-    Not to the true clips of the same scenes: a model that is given their pictures would be near them anyway.
+    The other scenes are as many. True clips of the same scenes would favour models that are given pictures of
+    them.
     """
     sets = [torch.cat(list(one)) for one in (made, true, others)]
     count = len(made)
@@ -226,19 +237,13 @@ def _distances(made: Sequence[Any], true: Sequence[Any], others: Sequence[Any]) 
     ]
 
 
-def _write(report: Report, shown: Sequence[pictures.Shown], folder: Path) -> None:
+def _write(report: Report, shown: Sequence[figures.Shown], folder: Path) -> None:
     writers: dict[str, Callable[[Path], Any]] = {
         "report.json": lambda path: path.write_text(report.json(), encoding="utf-8"),
         "report.md": lambda path: path.write_text(report.markdown(), encoding="utf-8"),
-        "report.png": lambda path: pictures.figure(report, path),
-        "clips.png": lambda path: pictures.sheet(shown).save(path, "PNG"),
+        "report.png": lambda path: figures.figure(report, path),
+        "clips.png": lambda path: figures.sheet(shown).save(path, "PNG"),
     }
     for name, write in writers.items():
-        part = folder / f".{name}.part"
-        try:
+        with replace_file(folder / name) as part:
             write(part)
-            os.replace(part, folder / name)
-        except OSError as error:
-            raise OutputError(f"{str(folder / name)!r} cannot be written: {error}.") from error
-        finally:
-            part.unlink(missing_ok=True)

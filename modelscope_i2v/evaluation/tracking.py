@@ -1,4 +1,4 @@
-"""What found shapes do, and what the camera does."""
+"""The motions of the shapes that were found, and of the camera."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .detector import SYMMETRY, Track, find
 from .extras import need
 
 UNCLEAR = "unclear"
-"""The motion of a shape that does several things at once, or half of one."""
+"""The motion of a shape with several motions at once, or with an incomplete one."""
 
 # Where a motion counts as seen: about half of the least that the generator draws.
 _MOVED = 0.09
-"""Of the picture's shorter side, from the first frame to the last."""
+"""Distance from the first frame to the last, as a share of the picture's shorter side."""
 _ACROSS = 0.5
-"""Of the way that it went, how far it may stray to the side."""
+"""Largest sideways motion, as a share of the distance."""
 _BOUNCED = 0.12
 """Height of a bounce, of the picture's shorter side."""
 _LIKE_BOUNCE = 0.75
@@ -34,12 +34,12 @@ _CHANGED = 1.0
 
 @dataclass(frozen=True)
 class Seen:
-    """What a clip shows.
+    """Shapes and motions found in a clip.
 
     Attributes:
         shapes: their tracks, the largest first.
-        motions: what each of them does: a motion of the generator, "stays" or "unclear".
-        camera: what the camera does, or "stays". With a moving camera, motions are in the world.
+        motions: the motion of each: one of the generator's, "stays" or "unclear".
+        camera: the camera's motion, or "stays". With a moving camera, motions are relative to the ground.
     """
 
     shapes: tuple[Track, ...]
@@ -56,7 +56,11 @@ def look(frames: np.ndarray) -> Seen:
 
 
 def motion(track: Track, side: int) -> str:
-    """What a shape does in the picture, whose shorter side is in pixels."""
+    """The motion of a shape in the picture.
+
+    Args:
+        side: the picture's shorter side in pixels.
+    """
     seen = track.seen
     if seen.sum() < 3:
         return UNCLEAR
@@ -93,7 +97,7 @@ def _direction(dx: float, dy: float) -> str:
 
 
 def turn(track: Track) -> float:
-    """How far a shape turns, clockwise, in radians; 0 where nobody could tell."""
+    """Rotation of a shape, clockwise, in radians; 0 if its kind is symmetric under every rotation."""
     period = SYMMETRY.get(track.kind or "", 0.0)
     angles = track.angles[np.isfinite(track.angles)]
     if not period or len(angles) < 3:
@@ -106,7 +110,7 @@ def turn(track: Track) -> float:
 
 
 def _camera(frames: np.ndarray, track: Track, motion: str) -> str:
-    """What the camera does, if the ground goes where the only shape goes.
+    """The camera's motion, which is not "stays" if the ground moves with the only shape.
 
     Then the shape stands still in the world, and it is the camera that goes the other way.
     """
@@ -119,7 +123,7 @@ def _camera(frames: np.ndarray, track: Track, motion: str) -> str:
         "shrinks": "zooms out",
     }
     growth = _growth(track)
-    if abs(growth) >= _GREW:  # a shape beside the middle also moves, away from it or towards it
+    if abs(growth) >= _GREW:  # a shape off the centre also moves, away from it or towards it
         motion = "grows" if growth > 0 else "shrinks"
     if motion not in cameras:
         return STILL

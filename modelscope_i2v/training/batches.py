@@ -142,7 +142,7 @@ class Batches:
         return self._batch(shard, rows, starts, length)
 
     def _place(self, number: int, rank: int, world: int) -> tuple[bool, int]:
-        """Whether a batch is of pictures, and its number among the batches of its kind."""
+        """True for a batch of pictures, and the batch's number among those of its kind."""
         before, after = (math.floor((number + i) * self.image_ratio + 1e-9) for i in (0, 1))
         still = after > before
         return still, (before if still else number - before) * world + rank

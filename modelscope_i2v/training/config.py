@@ -374,7 +374,7 @@ class TrainConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def published(self) -> dict[str, Any]:
-        """As :meth:`to_dict`, for publication: paths on this machine are cut to their last name."""
+        """The values as JSON types, with paths on this machine cut to their last name, for publication."""
         values = {key: _public(value) for key, value in self.to_dict().items()}
         for holder, keys in ((values, _PATHS), (values["data"], _DATA_PATHS)):
             holder.update({key: _last_name(holder[key]) for key in keys if holder.get(key)})
@@ -429,7 +429,7 @@ def _public(value: Any) -> Any:
 
 
 def _is_local(text: str) -> bool:
-    """Whether a text is a path on this machine; a prompt or an id on the hub is none."""
+    """True for a path on this machine, not for a prompt or an id on the hub."""
     if text.startswith(("~", "file:")) or any(
         kind(text).is_absolute() for kind in (PurePosixPath, PureWindowsPath)
     ):

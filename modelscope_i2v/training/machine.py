@@ -14,7 +14,7 @@ from ..devices import resolve_device
 from ..errors import InputError
 
 TIMEOUT = datetime.timedelta(days=2)
-"""How long processes wait for the main one, which may be encoding all data into a cache."""
+"""Time that processes wait for the main one, which may be encoding all data into a cache."""
 
 
 class Machine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from modelscope_i2v.cli.main import main
 from modelscope_i2v.data.degrade import enlarge
 from modelscope_i2v.evaluation import evaluate, measure, run
 from modelscope_i2v.evaluation.examples import examples
+from modelscope_i2v.evaluation.generate import Saved
 from modelscope_i2v.evaluation.measure import Made, of_clip, rows
 from modelscope_i2v.evaluation.metrics import Estimate
 from modelscope_i2v.evaluation.report import Row
@@ -122,6 +124,45 @@ def test_saved_clips_are_read_again(checkpoint, tmp_path, monkeypatch):
     assert len(made) == 11
 
 
+def test_damaged_saved_clips_are_made_again(tmp_path):
+    saved = Saved(tmp_path, {})
+    frames = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
+    saved.write(3, frames)
+    (file,) = saved.folder.glob("*.npz")
+    whole = file.read_bytes()
+    assert np.array_equal(saved.read(3), frames) and saved.read(4) is None
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 0xFF
+    for content in (b"", whole[:-30], whole[: len(whole) // 2], bytes(changed), b"PK\x03\x04" + bytes(50)):
+        file.write_bytes(content)
+        assert saved.read(3) is None
+    for array in (frames.astype(float), frames[0], frames[:0], np.array([None])):
+        np.savez(file, frames=array)
+        assert saved.read(3) is None
+    np.savez(file, others=frames)
+    assert saved.read(3) is None
+    assert sorted(path.name for path in saved.folder.iterdir()) == ["00003.npz", "settings.json"]
+
+
+@pytest.mark.parametrize(
+    "wrong, error, words",
+    [
+        ({"clips": 10**9}, InputError, "clips is too large"),
+        ({"seed": 10**400}, InputError, "seed is too large"),
+        ({"batch_size": 10**30}, InputError, "batch_size is too large"),
+        ({"output": 5}, InputError, "output=5"),
+        ({"output": "a\0b"}, OutputError, "cannot be written to"),
+        ({"output": "a" * 5000}, OutputError, "cannot be written to: File name too long"),
+        ({"output": "/dev/null"}, OutputError, "cannot be written to"),
+    ],
+    ids=["clips", "seed", "batch", "number", "null", "long", "device"],
+)
+def test_arguments_beyond_measure_are_told_first(generator, wrong, error, words):
+    with pytest.raises(error, match=words) as told:
+        evaluate(generator, **{"clips": 1, **wrong})
+    assert len(str(told.value)) < 600
+
+
 def test_saved_clips_are_those_of_a_model(checkpoint, tmp_path, generator, monkeypatch):
     place = shutil.copytree(checkpoint(TEXT_TO_VIDEO.name), tmp_path / "model")
     settings = json.loads((place / "configuration.json").read_text())
@@ -137,7 +178,7 @@ def test_saved_clips_are_those_of_a_model(checkpoint, tmp_path, generator, monke
 
     _, options = generator.resolve({}, {})
     plain = run._settings(generator, options, 1, 0)
-    monkeypatch.setattr(generator, "quantization", "int8")
+    monkeypatch.setattr(generator, "runtime", dataclasses.replace(generator.runtime, quantization="int8"))
     assert run._settings(generator, options, 1, 0) == {**plain, "quantization": "int8"}
 
 

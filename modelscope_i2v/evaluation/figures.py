@@ -1,4 +1,4 @@
-"""An evaluation drawn: its table as a figure, and clips with what the detector says of them."""
+"""Figures of an evaluation: the table as a plot, and a sheet of clips with the detector's descriptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FRAMES, _CELL, _GAP, _LINE, _MARGIN = 6, 112, 4, 34, 16
 
 
 class Shown(NamedTuple):
-    """A clip for the sheet: frames uint8 [f, h, w, 3], what was given beside the text, the measures."""
+    """A clip for the sheet: frames uint8 [f, h, w, 3], the input picture if any, and the measures."""
 
     frames: np.ndarray
     given: np.ndarray | None
@@ -63,7 +63,7 @@ def _panel(axis: Any, rows: Sequence[Row], unit: str) -> None:
 
 
 def sheet(shown: Sequence[Shown]) -> Image.Image:
-    """Clips below one another: what was given, frames, and what was asked and seen."""
+    """A row for each clip: the input picture, frames, the caption, and the detector's description."""
     font = ImageFont.load_default(size=13)
     columns = _FRAMES + any(one.given is not None for one in shown)
     width = 2 * _MARGIN + columns * (_CELL + _GAP)
