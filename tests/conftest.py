@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Small networks gain nothing from a second thread, and threads that wait spin: on busy cores ten times the work.
+# Small networks gain nothing from a second thread, and threads that wait spin: on busy cores tenfold work.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 from collections.abc import Callable
