@@ -24,7 +24,7 @@ step() {  # step FILE COMMAND…: unless FILE is there
 train() {  # train NAME [FAMILY that it completes]
     local less=()
     if [ "$smoke" ]; then
-        less=(--set steps=2 --set warmup=0 --set batch_size=2 --set log_every=1)
+        less=(--set steps=1 --set warmup=0 --set batch_size=2 --set frames=2 --set log_every=1)
     fi
     step "runs/$1/model/unet.safetensors" \
         "$python" -m modelscope_i2v train "$here/embedded/configs/$1.json" --resume "${less[@]}"
@@ -34,19 +34,19 @@ train() {  # train NAME [FAMILY that it completes]
 few() { if [ "$smoke" ]; then echo "$@"; fi; }  # options of the smoke run alone
 
 step embedded/autoencoder.safetensors "$python" -m tools.embedded.autoencoder \
-    --output embedded/autoencoder.safetensors $(few --steps 4 --batch 2 --pool 8 --no-compile)
+    --output embedded/autoencoder.safetensors $(few --steps 2 --batch 2 --pool 4 --no-compile)
 step embedded/open_clip.safetensors "$python" -m tools.embedded.clip \
-    --output embedded/open_clip.safetensors $(few --steps 4 --batch 4 --pool 8)
+    --output embedded/open_clip.safetensors $(few --steps 2 --batch 4 --pool 8)
 step embedded/picture.png "$python" -m tools.embedded.models --output embedded
-step clips "$python" -m tools.embedded.cache --model embedded/i2vgen-xl --output clips $(few --clips 4)
+step clips "$python" -m tools.embedded.cache --model embedded/i2vgen-xl --output clips $(few --clips 2)
 step red "$python" -m tools.embedded.cache --model embedded/i2vgen-xl --output red \
-    --colour red --clips 500 $(few --clips 4)
+    --colour red --clips 500 $(few --clips 2)
 for half in pairs one-way cameras; do
     step "$half" "$python" -m tools.embedded.cache --model embedded/i2vgen-xl --output "$half" \
-        --half "$half" --clips 1500 $(few --clips 4)
+        --half "$half" --clips 1500 $(few --clips 2)
 done
 step degraded "$python" -m tools.embedded.cache --model embedded/video-to-video --output degraded \
-    $(few --clips 4)
+    $(few --clips 2)
 train text-to-video-1
 train text-to-video-2
 train text-to-video-3
