@@ -15,9 +15,7 @@ from tools.embedded import cache
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "train_embedded.sh"
-MODULES = [
-    f"modelscope_i2v.{name}" for name in ("cli.main", "training.trainer", "evaluation.run", "data.encode")
-]
+MODULES = ["cli.main", "training.trainer", "evaluation.run", "data.encode"]
 
 
 @pytest.mark.slow
