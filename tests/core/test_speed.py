@@ -151,24 +151,22 @@ def test_exact_guides_at_every_noise_level(name):
 def test_exact_is_the_plain_solver_to_the_bit(generators, family):
     generator = generators[family.name]
     job = Job.of(generator.prepare(given(family), **QUICK))
-    options = job.request.options
+    options, schedule = job.request.options, SCHEDULES[family.schedule]()
     with torch.inference_mode():
-        positive, negative = generator.encode_conditions([job])
-        start = generator.start([job], negative)
+        conditional, unconditional = generator.encode_conditions([job])
+        start = generator.start([job], unconditional)
         predict = guided(
             generator.unet,
             partial(generator.unet.prepare, frames=start.shape[2]),
-            positive,
-            negative,
+            conditional,
+            unconditional,
             scale=options.guidance_scale,
             rescale=options.guidance_rescale,
         )
-        denoise = denoiser(predict, generator.schedule, generator.family.prediction)
+        denoise = denoiser(predict, schedule, generator.family.prediction)
         noisiest = family.start_timestep(options.strength if family.takes_video else 1.0)
         noise = SolverNoise([job.source])
-        *_, wanted = SOLVERS[options.scheduler](
-            denoise, start, generator.schedule, 4, noisiest, noise, options.eta
-        )
+        *_, wanted = SOLVERS[options.scheduler](denoise, start, schedule, 4, noisiest, noise, options.eta)
     height, width = options.height // 8, options.width // 8
     assert torch.equal(latents_of(generator), wanted[0, ..., :height, :width])
     assert torch.equal(latents_of(generator, speed="exact"), latents_of(generator))
