@@ -280,6 +280,7 @@ def _theirs(layout: Layout, key: str, tensor: Tensor, name: str, source: Path, d
 def _needed(model: ModelDirectory, part: Part) -> dict[str, torch.Size]:
     """The tensors without which a part's network cannot be built, with their shapes."""
     with torch.device("meta"):
+        networks: list[torch.nn.Module]
         if part == "unet":
             networks = [STUNet(model.unet)]
         elif part == "autoencoder":

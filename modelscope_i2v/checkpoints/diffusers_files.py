@@ -142,7 +142,8 @@ def _clip_sizes(config: CLIPConfig) -> dict[str, Any]:
         return config.custom
     import open_clip
 
-    return open_clip.get_model_config(config.architecture)
+    sizes: dict[str, Any] = open_clip.get_model_config(config.architecture)
+    return sizes
 
 
 def _tower(name: str, kind: str, width: int, layers: int, heads: int, ratio: float) -> dict[str, Any]:

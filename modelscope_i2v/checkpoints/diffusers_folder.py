@@ -107,10 +107,14 @@ class DiffusersFolder:
 class Networks(Protocol):
     """What says how large a model's networks are: a folder, or a model directory of any layout."""
 
-    family: Family
-    unet: STUNetConfig
-    autoencoder: AutoencoderConfig
-    clip: CLIPConfig
+    @property
+    def family(self) -> Family: ...
+    @property
+    def unet(self) -> STUNetConfig: ...
+    @property
+    def autoencoder(self) -> AutoencoderConfig: ...
+    @property
+    def clip(self) -> CLIPConfig: ...
 
 
 def layouts(model: Networks, part: Part, doubled: bool = False) -> list[Layout]:

@@ -157,12 +157,12 @@ class ModelDirectory:
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(path: Path, task: str | None, new_unet: bool, state: tuple) -> ModelDirectory:
+def _opened(path: Path, task: str | None, new_unet: bool, state: tuple[Any, ...]) -> ModelDirectory:
     """One ``pipeline(…)`` opens a directory half a dozen times; it is read once, until its state changes."""
     return ModelDirectory._read(path, task, new_unet)
 
 
-def _state(path: Path) -> tuple:
+def _state(path: Path) -> tuple[Any, ...]:
     """Sizes and times of the files that a directory's description comes from."""
     state = []
     with contextlib.suppress(OSError):

@@ -205,7 +205,7 @@ def _clip(config: CLIPConfig, family: Family) -> tuple[Mapping[str, Tensor], tup
     from ..encoders.clip import ImageEncoder, TextEncoder
 
     with torch.device("meta"):
-        towers = [TextEncoder(config)] if family.reads_text else []
+        towers: list[TextEncoder | ImageEncoder] = [TextEncoder(config)] if family.reads_text else []
         towers += [ImageEncoder(config)] if family.reads_image else []
     tensors = {key: tensor for tower in towers for key, tensor in tower.state_dict().items()}
     return tensors, (*CLIP_UNUSED, *(key for tower in towers for key in tower.unused))

@@ -91,7 +91,7 @@ class MappedFile:
         self._announce("NORMAL")
         steps = zip(tensor.shape, tensor.stride())
         memory = scratch((1 + sum((size - 1) * step for size, step in steps)) * tensor.itemsize)
-        rest = memoryview(memory.numpy())
+        rest = memoryview(memory.numpy())  # type: ignore[arg-type]  # Python 3.12 has it a Buffer
         while rest:
             count = os.preadv(self._file, [rest], start)
             if count == 0:

@@ -46,13 +46,13 @@ INERT = Inert()
 """Stands for an object that came along with the weights and is of no use here."""
 
 
-class Storage(tuple):
+class Storage(tuple[Any, ...]):
     """Numbers in the file: (dtype, key, count)."""
 
     __slots__ = ()
 
 
-class View(tuple):
+class View(tuple[Any, ...]):
     """A tensor: (storage, offset, size, stride), the last three in elements."""
 
     __slots__ = ()

@@ -67,16 +67,18 @@ class Section:
         return value
 
     def text(self, key: str) -> str | None:
-        return self.get(key, str, "a text that is not empty", bool)
+        text: str | None = self.get(key, str, "a text that is not empty", bool)
+        return text
 
     def integer(self, key: str, at_least: int = 1, at_most: int = LARGEST) -> int | None:
         right = f"a whole number from {at_least} up" + (
             f" to {at_most:,}" if self._over(key, at_most) else ""
         )
-        return self.get(key, int, right, lambda value: at_least <= value <= at_most)
+        whole: int | None = self.get(key, int, right, lambda value: at_least <= value <= at_most)
+        return whole
 
     def number(self, key: str, at_most: float = math.inf) -> float | None:
-        value = self.values.get(key)
+        value: float | None = self.values.get(key)
         if value is None:
             return None
         if not _is_number(value) or not 0 <= value <= at_most:

@@ -51,7 +51,8 @@ class Planned(NamedTuple):
     def bytes(self) -> memoryview:
         """The tensor's numbers, as files hold them."""
         flat = self.make().contiguous().reshape(-1)
-        return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+        # numpy says that it is a Buffer from Python 3.12 on.
+        return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")  # type: ignore[arg-type]
 
 
 def write_safetensors(
@@ -116,6 +117,7 @@ def write_torch(
         for index, planned in enumerate(tensors):
             record = zipfile.ZipInfo(f"archive/data/{index}")
             # Readers that map the file need aligned data; an extra field fills the gap, as torch does it.
+            assert archive.fp is not None
             start = archive.fp.tell() + 30 + len(record.filename) + 4
             padding = -start % _ALIGNMENT
             record.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding

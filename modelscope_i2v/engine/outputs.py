@@ -77,7 +77,7 @@ def check_paths(output_video: Any, output_types: list[str]) -> list[Path | None]
         for number, path in enumerate(paths):
             if path.resolve() in [other.resolve() for other in paths[:number]]:
                 raise InputError(f"output_video lists {str(path)!r} twice; each video needs its own.")
-        return paths
+        return [*paths]
     path = check_output(output_video)
     if count == 1:
         return [path]

@@ -79,16 +79,15 @@ def guidance_interval(
     """
     low, high = interval
     levels = (schedule.sigmas / schedule.alphas).tolist()
-    was_inside: bool | None = None
-    turn: Denoiser | None = None
+    turn: tuple[bool, Denoiser] | None = None
 
     def denoise(x: Tensor, t: int) -> Tensor:
-        nonlocal was_inside, turn
+        nonlocal turn
         is_inside = low < levels[t] <= high
-        if is_inside is not was_inside:
-            turn = None  # what it holds makes room first
-            was_inside, turn = is_inside, (inside if is_inside else outside)()
-        return turn(x, t)
+        if turn is None or turn[0] is not is_inside:
+            turn = None  # what it holds is freed before the other is made
+            turn = is_inside, (inside if is_inside else outside)()
+        return turn[1](x, t)
 
     return denoise
 
@@ -99,7 +98,8 @@ def denoiser(predict: Predict, schedule: Schedule, prediction: str) -> Denoiser:
     ``prediction`` is ``eps`` (the noise) or ``v`` (the velocity alpha · noise − sigma · x_0 of
     Salimans and Ho, arXiv:2202.00512).
     """
-    alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
+    alphas: list[float] = schedule.alphas.tolist()
+    sigmas: list[float] = schedule.sigmas.tolist()
 
     def denoise(x: Tensor, t: int) -> Tensor:
         out = predict(x, torch.full((len(x),), t, dtype=torch.long, device=x.device))

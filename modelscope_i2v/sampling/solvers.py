@@ -44,7 +44,9 @@ def ddim_timesteps(steps: int, start: int = 999) -> list[tuple[int, int]]:
     return pairs
 
 
-def trailing(schedule: Schedule, steps: int, start: int, *, drop_penultimate: bool = False) -> tuple:
+def trailing(
+    schedule: Schedule, steps: int, start: int, *, drop_penultimate: bool = False
+) -> tuple[list[int], Tensor]:
     """Timesteps [steps] from ``start`` down, and noise levels sigma / alpha [steps + 1] ending in 0.
 
     Lin et al. (arXiv:2305.08891), table 2: evenly spaced, with the noisiest included. Timesteps may
@@ -143,7 +145,8 @@ def dpmpp_2m(
     denoise: Denoiser, x: Tensor, schedule: Schedule, steps: int, start: int, noise: SolverNoise, eta: float
 ) -> Iterator[Tensor]:
     """DPM-Solver++(2M): Lu et al., "DPM-Solver++" (arXiv:2211.01095), algorithm 2."""
-    yield from _dpmpp_2m(denoise, x, *trailing(schedule, steps, start), fresh_noise=None)
+    timesteps, levels = trailing(schedule, steps, start)
+    yield from _dpmpp_2m(denoise, x, timesteps, levels, fresh_noise=None)
 
 
 def dpmpp_2m_sde(
@@ -169,7 +172,7 @@ def _dpmpp_2m(
     device_levels = levels.to(x.device)
     x = _enter(x, device_levels)
     stochastic = fresh_noise is not None
-    last_x0 = last_h = None
+    last: tuple[Tensor, Tensor] | None = None  # x_0 and h of the step before
     for i, t in enumerate(timesteps):
         here, there = device_levels[i], device_levels[i + 1]
         x0 = denoise(_leave(x, here), t)
@@ -179,11 +182,12 @@ def _dpmpp_2m(
         h = here.log() - there.log()
         pull = -torch.expm1(-2 * h if stochastic else -h)
         x = there / here * torch.exp(-h if stochastic else torch.zeros_like(h)) * x + pull * x0
-        if last_x0 is not None:
+        if last is not None:
+            last_x0, last_h = last
             x = x + 0.5 * pull * (h / last_h) * (x0 - last_x0)
-        if stochastic:
+        if fresh_noise is not None:
             x = x + fresh_noise(levels[i], levels[i + 1]) * there * (-torch.expm1(-2 * h)).sqrt()
-        last_x0, last_h = x0, h
+        last = x0, h
         yield _leave(x, there)
 
 
@@ -199,21 +203,24 @@ def unipc(
     alphas = (1 / (1 + levels.double() ** 2).sqrt()).tolist()
     sigmas = (1 - torch.tensor(alphas, dtype=torch.float64) ** 2).clamp(min=0).sqrt().tolist()
 
-    def advance(x, i, x0, older):
+    def advance(
+        x: Tensor, i: int, x0: Tensor, older: Tensor | None
+    ) -> tuple[Tensor, float, Tensor | None, float, float]:
         """First-order move from level i to i + 1, and what the second order adds for a difference."""
         h = log_snr[i + 1] - log_snr[i]
         growth = float(torch.expm1(-h))
         base = sigmas[i + 1] / sigmas[i] * x - alphas[i + 1] * growth * x0
-        slope, ratio = None, None
+        slope, ratio = None, 0.0
         if older is not None:
             ratio = float((log_snr[i - 1] - log_snr[i]) / h)
             slope = (older - x0) / ratio
         return base, alphas[i + 1] * growth, slope, ratio, float(h)
 
-    older = before = None  # x_0 of the step before, and what the last move started from
+    older: Tensor | None = None  # x_0 of the step before
+    before: tuple[Tensor, float, Tensor | None, float, float] | None = None  # what the last move started from
     for i, t in enumerate(timesteps):
         x0 = denoise(x, t)
-        if before is not None:
+        if before is not None and older is not None:
             base, weight, slope, ratio, h = before
             if slope is None:
                 x = base - weight * 0.5 * (x0 - older)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class AutoencoderConfig:
     @property
     def factor(self) -> int:
         """Width and height of a latent pixel in pixels of the picture."""
-        return 2 ** (len(self.ch_mult) - 1)
+        factor: int = 2 ** (len(self.ch_mult) - 1)
+        return factor
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class CLIPConfig:
     """
 
     architecture: str = "ViT-H-14"
-    custom: dict = field(default_factory=dict, hash=False)
+    custom: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 VISION_SIZES = {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "patch_size": 16}

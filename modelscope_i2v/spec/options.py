@@ -50,7 +50,7 @@ OF_FIRST = (
 
 
 def _size(value: Any) -> int:
-    number = table.integer(SIZE_STEP, MAX_SIDE)(value)
+    number: int = table.integer(SIZE_STEP, MAX_SIDE)(value)
     if number % SIZE_STEP:
         low = max(number // SIZE_STEP * SIZE_STEP, SIZE_STEP)
         raise ValueError(f"a multiple of {SIZE_STEP} such as {low} or {low + SIZE_STEP}")

@@ -29,7 +29,7 @@ def setting(check: Check, text: str, default: Any = None, **metadata: Any) -> An
     return dataclasses.field(default=default, metadata={"check": check, "help": text, **metadata})
 
 
-def fields(table: type) -> dict[str, dataclasses.Field]:
+def fields(table: type) -> dict[str, dataclasses.Field[Any]]:
     """A table's fields by name, in order."""
     return {field.name: field for field in dataclasses.fields(table)}
 
@@ -72,9 +72,10 @@ def integer(low: int, high: int) -> Check:
     def check(value: Any) -> int:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise ValueError("a whole number")
-        if not low <= value.__index__() <= high:
+        whole: int = value.__index__()
+        if not low <= whole <= high:
             raise ValueError(f"a whole number from {low} to {high}")
-        return value.__index__()
+        return whole
 
     return check
 
