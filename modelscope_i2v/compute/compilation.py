@@ -114,7 +114,8 @@ def _run(block: Region, video: Tensor, *operands: Any) -> Tensor:
 
 def _kind(block: Region) -> Hashable:
     """All that one graph's blocks have in common; None for a block that no graph can compute."""
-    if any(wrapped(module, Order.CHUNKING) for module in block.modules()):
+    inside = any(wrapped(module, Order.CHUNKING) for module in block.modules())
+    if inside or any(wrapped(block, order) for order in Order if order < Order.COMPILATION):
         return None
     weights = (*block.named_parameters(), *block.named_buffers())
     scales = tuple(module.strength for module in block.modules() if hasattr(module, "strength"))

@@ -10,13 +10,15 @@ from oracle.compare import relative_rms
 from small_unet import small_unet
 
 from modelscope_i2v.adapters.branches import Branch, attach, branches, detach
-from modelscope_i2v.compute import compilation
+from modelscope_i2v.compute import attention, compilation
+from modelscope_i2v.compute.attention import use_kernel
 from modelscope_i2v.compute.compilation import check_compiler, compile_blocks
 from modelscope_i2v.compute.formats import cast
 from modelscope_i2v.embedded import model_directory
 from modelscope_i2v.engine.generator import VideoGenerator
 from modelscope_i2v.errors import InputError
 from modelscope_i2v.memory.placement import Placement
+from modelscope_i2v.networks.blocks import Attention
 
 KINDS = 4
 """Residual blocks of two widths, and both transformers."""
@@ -127,6 +129,20 @@ def test_fp32_for_once_and_back():
     count = len(graphs)
     cast(unet, torch.bfloat16)
     assert torch.equal(evaluated(unet), short) and len(graphs) == count == 2 * KINDS
+
+
+@pytest.mark.parametrize("kernel", ["auto", "blocked"])
+def test_any_number_of_launches_is_one_graph(monkeypatch, kernel):
+    """PyTorch gives a function up at its ninth graph."""
+    layer, graphs = Attention(8, 8, heads=2, head_dim=4), Graphs()
+    use_kernel(layer.requires_grad_(False), kernel)
+    compiled = torch.compile(layer.forward, fullgraph=True, dynamic=True, backend=graphs)
+    monkeypatch.setattr(attention, "MAX_BATCH", 7)
+    with torch.inference_mode():
+        for count in range(2, 90, 8):
+            x = torch.randn(count, 3, 8)
+            assert torch.equal(compiled(x), layer(x))
+    assert len(graphs) <= 2
 
 
 def test_memory_modes():

@@ -14,6 +14,7 @@ from oracle.compare import relative_rms
 from small_unet import predicted
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import modelscope_i2v
 from modelscope_i2v.compute import attention, ops
 from modelscope_i2v.compute.attention import use_kernel
 from modelscope_i2v.compute.formats import cast, float32_names
@@ -168,6 +169,17 @@ def test_attention_in_bf16_on_a_cpu_runs_in_blocks_but_in_training(monkeypatch):
     assert not (attention.auto(*3 * [q.bfloat16()]) == 7).any()
 
 
+def test_networks_are_built_on_compute_and_compute_on_none():
+    package = Path(modelscope_i2v.__file__).parent
+
+    def imported(folder):
+        lines = [line for path in (package / folder).glob("*.py") for line in path.read_text().splitlines()]
+        return {line.split()[1].split(".")[2] for line in lines if line.strip().startswith("from ..")}
+
+    assert imported("networks") == {"compute", "spec"}
+    assert imported("compute") == {"errors"}
+
+
 def test_unknown_or_missing_attention_kernels_are_told():
     with pytest.raises(InputError, match="'blocked' or 'xformers'"):
         use_kernel(torch.nn.Identity(), "flash")
@@ -250,6 +262,35 @@ def test_what_a_video_is_told_is_computed_once():
         assert set(counts.values()) == {1} and len(counts) > 12
         for step, out in zip(steps, outs):
             assert torch.equal(predicted(network, *step, **conditions), out)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_window_of_frames_has_its_planes_by_absolute_position(loop):
+    still, total = torch.randn(1, 4, 2, 2), 7
+    whole = local_image.over_time(still, total, loop)
+    for offset, frames in ((0, 7), (0, 3), (2, 4), (6, 1)):
+        window = local_image.over_time(still, frames, loop, offset, total)
+        assert torch.equal(window, whole[:, :, offset : offset + frames])
+    round_and_round = local_image.over_time(still, 4, loop, 5, total)
+    assert torch.equal(round_and_round, whole[:, :, [5, 6, 0, 1]])
+
+    told = {"local_image": True, "image_tokens": 2, "image_dim": 24}
+    network = STUNet(STUNetConfig(**told, **SMALL)).eval()
+    given = {"image_embeds": torch.randn(1, 1, 24), "image_latents": torch.randn(1, 4, 8, 8), "loop": loop}
+    with torch.no_grad():
+        alone = network.prepare(**given, frames=4)
+        part = network.prepare(**given, frames=4, offset=2, total=total)
+    assert alone.concatenated.shape == part.concatenated.shape
+    assert not torch.equal(alone.concatenated, part.concatenated)
+    assert alone.loop == loop and not part.loop, "a window's last frame is not the one before its first"
+
+
+def test_conditions_that_are_missing_are_told():
+    told = {"local_image": True, "image_tokens": 2, "image_dim": 24, "fps_embedding": True}
+    with pytest.raises(ValueError, match="trained with image_embeds, fps, image_latents, frames, which"):
+        STUNet(STUNetConfig(**told, **SMALL)).prepare(text=torch.randn(1, 5, 24))
+    with pytest.raises(ValueError, match="trained with text, which"):
+        STUNet(STUNetConfig(**SMALL)).prepare()
 
 
 def test_training_keeps_nothing_of_the_context():
