@@ -67,7 +67,8 @@ def test_no_seam_shows(autoencoder):
 
 
 def test_reduced_precision(autoencoder):
-    reduced = cast(copy.deepcopy(autoencoder), torch.bfloat16)
+    with torch.inference_mode(False):  # oneDNN keeps weights of its own by their version
+        reduced = cast(copy.deepcopy(autoencoder), torch.bfloat16)
     latents = autoencoder.encode(frame(256, 256)).mean
     assert psnr(tiled_decode(reduced, latents, 64), autoencoder.decode(latents)) > 45
 

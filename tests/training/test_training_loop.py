@@ -61,7 +61,7 @@ def measured(trainer: Trainer) -> float:
     """The loss on the same noised clips, without dropout."""
     trainer.unet.eval()
     batches = [trainer.prepare(trainer.batches.batch(number), number) for number in range(4)]
-    value = sum(loss(trainer.unet, *batch).mean().item() for batch in batches)
+    value = sum(loss(trainer.parallel, *batch).mean().item() for batch in batches)
     trainer.unet.train()
     return value
 
