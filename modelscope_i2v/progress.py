@@ -80,7 +80,9 @@ class Lines:
 
 
 def remaining(seconds: float) -> str:
-    """``2 h 05 min``, ``5 min`` or ``20 s``."""
+    """``2 h 05 min``, ``5 min`` or ``20 s``; ``a long time`` beyond a year."""
+    if not seconds < 3e7:
+        return "a long time"
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{max(round(seconds), 0)} s"

@@ -58,7 +58,7 @@ def test_it_sees_a_wrong_count(monkeypatch):
 
 def test_it_sees_weights_that_stay(monkeypatch):
     """As if ``offload`` left all networks on the device."""
-    monkeypatch.setattr(gpu_modes.Placement, "home", property(lambda self: self.device))
+    monkeypatch.setattr(gpu_modes.Placement, "storage_device", property(lambda self: self.device))
     phases = memory_model.phases
 
     def smaller(*given):
