@@ -16,11 +16,42 @@ import pytest
 from checkpoints_factory import make_checkpoint
 from PIL import Image
 
+SLOW = (
+    "adapters/test_adapters_diffusers.py",
+    "adapters/test_adapters_pipeline.py",
+    "benchmark",
+    "cli/test_cli_commands.py",
+    "cli/test_cli_decode.py",
+    "cli/test_cli_demo.py",
+    "cli/test_cli_embedded.py",
+    "cli/test_cli_like.py",
+    "core/test_anchor_loop.py",
+    "core/test_calls.py",
+    "core/test_cascade.py",
+    "core/test_compilation.py",
+    "core/test_generator.py",
+    "core/test_quantization.py",
+    "core/test_speed.py",
+    "core/test_together.py",
+    "core/test_wrapping.py",
+    "evaluation",
+    "parity",
+    "plugin",
+    "test_examples.py",
+    "test_packaging.py",
+    "training",
+)
+"""Files and folders whose tests make videos, train, compile or start processes: the mark ``slow``."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no worker is left with one of them at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Marks slow tests, and puts them first, so that no worker is left with one of them at the end."""
+    here = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(here)
+        if str(path) in SLOW or path.parts[0] in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,6 @@ print(modelscope_i2v.__file__, video.shape)
 """
 
 
-@pytest.mark.slow
 def test_the_source_archive_makes_a_wheel_that_works(tmp_path: Path) -> None:
     checkout, dist, installed = (tmp_path / name for name in ("checkout", "dist", "installed"))
     unwanted = shutil.ignore_patterns(

@@ -18,7 +18,6 @@ SCRIPT = ROOT / "tools" / "train_embedded.sh"
 MODULES = ["cli.main", "training.trainer", "evaluation.run", "data.encode"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_it_makes_all_four_models_and_their_scores_from_nothing(tmp_path):
     command = ["bash", str(SCRIPT), "--smoke", str(tmp_path / "made")]
