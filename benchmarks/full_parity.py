@@ -71,6 +71,7 @@ def unet(task: str, work: Path) -> list[Row]:
     """A U-Net at small latents, batch 1 with three frames."""
     from checkpoints_factory import configs, networks, random_state
     from oracle.networks import build_unet
+    from small_unet import predicted
 
     config = configs(task, small=False).unet
     network = networks(configs(task, small=False))["unet"]
@@ -88,11 +89,9 @@ def unet(task: str, work: Path) -> list[Row]:
         tokens, channels = (1, config.image_dim) if config.image_tokens else (77, config.context_dim)
         y = torch.randn(1, tokens, channels, generator=generator)
         fps = {"fps": torch.tensor([8])} if config.fps_embedding else {}
+        conditions = {"image_embeds" if config.image_tokens else "text": y, **fps}
         with torch.no_grad():
-            pair = (
-                ours(latents, timesteps, **{"image" if config.image_tokens else "text": y}, **fps),
-                theirs(latents, timesteps, y, **fps),
-            )
+            pair = predicted(ours, latents, timesteps, **conditions), theirs(latents, timesteps, y, **fps)
             where = f"latents {frames}×{height}×{width}"
             rows.append(relative(f"U-Net of {task}", where, *pair))
     return rows
@@ -102,6 +101,7 @@ def i2vgen_unet(work: Path) -> list[Row]:
     """I2VGen-XL's U-Net against diffusers', whose weights for the picture are doubled."""
     from checkpoints_factory import configs, networks, random_state
     from oracle.i2vgen import build, in_diffusers, run
+    from small_unet import predicted
 
     config = configs("i2vgen-xl", small=False).unet
     network = networks(configs("i2vgen-xl", small=False))["unet"]
@@ -117,13 +117,14 @@ def i2vgen_unet(work: Path) -> list[Row]:
             "latents": torch.randn(1, 4, frames, height, width, generator=generator),
             "timesteps": torch.randint(0, 1000, (1,), generator=generator),
             "text": torch.randn(1, 77, config.context_dim, generator=generator),
-            "image": torch.randn(1, 1, config.image_dim, generator=generator),
+            "image_embeds": torch.randn(1, 1, config.image_dim, generator=generator),
             "fps": torch.tensor([16]),
-            "picture": torch.randn(1, 4, height, width, generator=generator),
+            "image_latents": torch.randn(1, 4, height, width, generator=generator),
         }
         with torch.no_grad():
             where = f"latents {frames}×{height}×{width}"
-            rows.append(relative("U-Net of i2vgen-xl (diffusers')", where, ours(**given), run(theirs, given)))
+            pair = predicted(ours, **given), run(theirs, given)
+            rows.append(relative("U-Net of i2vgen-xl (diffusers')", where, *pair))
     return rows
 
 
