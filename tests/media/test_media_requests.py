@@ -79,7 +79,7 @@ def options(**given) -> Options:
 def test_a_finished_video_outlives_its_text_and_sound(tmp_path: Path, caplog) -> None:
     broken = Audio(np.full((1, 48_000), np.nan, np.float32))
     made = Request(options(), text="caf\udce9", audio=broken)
-    path = deliver(torch.zeros(3, 3, 32, 32), made, 1, tmp_path / "a.mp4")
+    path = deliver(torch.zeros(3, 3, 32, 32), made, 1, tmp_path / "a.mp4", {})
     assert len(read_video(path).frames) == 3 and read_metadata(path)["text"] == "caf\udce9"
 
 
@@ -88,11 +88,11 @@ def test_frames_are_kept_when_the_file_cannot_be_written(tmp_path: Path, monkeyp
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("put there while the video was made")
     with pytest.raises(OutputError, match=r"notes.txt.*The frames are kept in '.*out-frames'"):
-        deliver(torch.zeros(3, 3, 32, 32), made, 1, tmp_path / "out")
+        deliver(torch.zeros(3, 3, 32, 32), made, 1, tmp_path / "out", {})
     assert len(list((tmp_path / "out-frames").iterdir())) == 3
     monkeypatch.setitem(write._WRITERS, ".mp4", lambda job, path: 1 / 0)
     monkeypatch.setattr(write.tempfile, "gettempdir", lambda: str(tmp_path))
     with pytest.raises(OutputError, match=r"could not be written.*kept in '.*b-frames'"):
-        deliver(torch.zeros(3, 3, 32, 32), made, 1, tmp_path / "b.mp4")
+        deliver(torch.zeros(3, 3, 32, 32), made, 1, tmp_path / "b.mp4", {})
     with pytest.raises(OutputError, match=r"kept in '.*video-frames'"):
-        deliver(torch.zeros(3, 3, 32, 32), made, 1, None)
+        deliver(torch.zeros(3, 3, 32, 32), made, 1, None, {})
