@@ -20,7 +20,8 @@ from modelscope_i2v.files import open_regular, read_json, replace_file, replace_
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX modes, signals and pipes")
 
 _WRITER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
 from modelscope_i2v.files import replace_file, replace_folder
 with getattr(sys.modules["modelscope_i2v.files"], sys.argv[1])(sys.argv[2]) as part:
     print(part, flush=True)

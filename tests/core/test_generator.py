@@ -311,7 +311,7 @@ def test_out_of_memory_names_what_needs_less(generators, monkeypatch, error):
 
     generator = generators["text-to-video-synthesis"]
     with monkeypatch.context() as patched:
-        patched.setattr(generator.unet, "denoise", fails)
+        patched.setattr(generator.unet, "forward", fails)
         with pytest.raises(OutOfMemoryError, match="num_frames.*decode_chunk_size"):
             frames_of(generator, "a")
     frames_of(generator, "a")

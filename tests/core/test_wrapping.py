@@ -18,7 +18,7 @@ from modelscope_i2v.compute.formats import cast
 from modelscope_i2v.compute.wrapping import Order, wrap, wrapped
 from modelscope_i2v.memory.chunking import chunked
 from modelscope_i2v.memory.placement import Stream, stream_blocks
-from modelscope_i2v.training.networks import checkpointed
+from modelscope_i2v.training.networks import checkpoint_gradients
 
 
 def test_functions_are_called_in_their_order_whatever_was_first():
@@ -118,7 +118,7 @@ def streaming(unet):
 
 @contextlib.contextmanager
 def checkpointing(unet):
-    checkpointed(unet)
+    checkpoint_gradients(unet)
     yield
     _removed(unet, Order.CHECKPOINTING)
 
